@@ -1,0 +1,67 @@
+"""Files that survive a crash: written whole under another name, synced, then renamed."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def fsync_directory(path: Path) -> None:
+    """Makes a rename or a new name in `path` durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def atomic_write(path: str | Path, content: str | bytes) -> None:
+    """Replaces the file `path` by `content`: a reader sees the old file or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp makes it private
+        os.replace(name, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+    fsync_directory(path.parent)
+
+
+@contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """Yields an empty folder that becomes `path` (replacing it) when the block ends without an error.
+
+    Every file is synced before the rename. A killed process leaves only a `.tmp-*` sibling, which nothing reads.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".tmp-{path.name}-"))
+    try:
+        yield work
+        for file in work.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+        os.chmod(work, 0o755)
+        if path.exists():
+            # A folder cannot be replaced in one step: the old one steps aside under a name that readers ignore.
+            aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".tmp-old-{path.name}-"))
+            os.rename(path, aside / path.name)
+            os.rename(work, path)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.rename(work, path)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    fsync_directory(path.parent)
