@@ -75,9 +75,9 @@ class Verdict:
         a, b: the designs; differences are mean(a) - mean(b).
         comparison: the paired t-test of the pair alone.
         p_adjusted: its p-value after Holm's correction for the number of pairs; NaN when the seeds cannot tell.
-        interval: of the difference, at `confidence`, which is how strictly Holm's procedure judged this pair: it leaves out
-            0 exactly when p_adjusted <= alpha. With two designs that is 1 - alpha. Each such interval holds for its pair
-            alone; they are not simultaneous.
+        interval: of the difference, at `confidence`, which is how strictly Holm's procedure judged this pair: it leaves
+            out 0 exactly when p_adjusted <= alpha. With two designs the confidence is 1 - alpha. Each such interval
+            holds for its pair alone; they are not simultaneous.
         better: the design shown to be better, or None: "no difference shown".
         alpha: the chance, over all pairs together, of showing a difference where there is none.
         n_seeds: seeds that were given; `comparison.n` of them measured both designs.
@@ -145,7 +145,7 @@ class Verdict:
 def decide(values: Mapping[str, Values], alpha: float = 0.05, lower_is_better: bool = True) -> list[Verdict]:
     """Judges every pair of designs by the paired t-test with Holm's correction over the pairs.
 
-    However many designs, the chance that any difference is shown where none exists is at most `alpha`: so by theory when
+    However many designs, the chance that any difference is shown where none exists is at most `alpha`: by theory when
     the differences are normal, and less with heavier tails (`lmxlab.experiments.error_rate` measures both).
 
     Args:
@@ -178,7 +178,7 @@ def decide(values: Mapping[str, Values], alpha: float = 0.05, lower_is_better: b
 
 
 def _holm_levels(p_values: list[float], alpha: float) -> list[float]:
-    """The level that Holm's step-down held each p to: alpha / (m - rank), and past the first failure that one's level."""
+    """The level that Holm's step-down held each p to: alpha / (m - rank) up to the first failure, and on from there."""
     m = len(p_values)
     levels = [alpha / m] * m
     level, failed = alpha / m, False

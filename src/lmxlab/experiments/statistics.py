@@ -105,8 +105,8 @@ class Comparison:
         df: degrees of freedom of the standard error.
         p: two-sided p-value of "no difference"; NaN when the values cannot tell.
         effect_size: `hedges_g`. Also for paired seeds it is the difference in units of the seed-to-seed standard
-            deviation of one design (d_av of Lakens 2013, corrected): what a reader takes "effect size" for, and the same
-            whether seeds are shared or not. The d_z of power formulas is difference / (standard_error * sqrt(n)).
+            deviation of one design (d_av of Lakens 2013, corrected): what a reader takes "effect size" for, whether
+            seeds are shared or not. The d_z of power formulas is difference / (standard_error * sqrt(n)).
         n: number of pairs; of values in the smaller group where values are not paired.
     """
 
@@ -299,7 +299,7 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 
 
 def _std(x: Array, scale: float = 0.0) -> float:
-    """Standard deviation (n - 1); exactly 0 when the values differ by no more than rounding (at their size or `scale`)."""
+    """Standard deviation (n - 1); exactly 0 when the values differ by rounding only (at their size or `scale`)."""
     if x.size < 2 or np.ptp(x) <= ROUNDING * max(scale, float(np.abs(x).max())):
         return 0.0
     return float(x.std(ddof=1))

@@ -57,7 +57,8 @@ class LogEntry:
     def value(self, metric: str) -> float | None:
         """The number measured under that name in a field, `metrics` or `extra`; None when it is missing or not finite.
 
-        >>> LogEntry(val_bpb=1.5).value("val_bpb"), LogEntry().value("val_bpb"), LogEntry(metrics={"acc": 0}).value("acc")
+        >>> entry = LogEntry(val_bpb=1.5, metrics={"acc": 0})
+        >>> entry.value("val_bpb"), entry.value("val_loss"), entry.value("acc")
         (1.5, None, 0.0)
         """
         own = getattr(self, metric) if metric in _FIELDS else None
@@ -100,7 +101,7 @@ class ExperimentLog:
                 _append(ledger, _to_line(entry))
         except Timeout:
             raise UserError(
-                f"The ledger {self.path} has been locked for {LOCK_TIMEOUT_S:.0f} s by another process; end that process"
+                f"The ledger {self.path} has been locked by another process for {LOCK_TIMEOUT_S:.0f} s: end that process"
             ) from None
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -134,7 +135,7 @@ class ExperimentLog:
         return entries
 
     def best(self, metric: str = "val_bpb", lower_is_better: bool = True) -> LogEntry | None:
-        """The kept entry with the lowest (or highest) measured `metric`; the earlier one of equals; None without any."""
+        """The kept entry with the lowest (or highest) measured `metric`; the earlier of equals, or None."""
         measured = [(value, e) for e in self.load() if e.status == "keep" and (value := e.value(metric)) is not None]
         if not measured:
             return None
@@ -142,7 +143,7 @@ class ExperimentLog:
         return choose(measured, key=lambda pair: pair[0])[1]
 
     def summary(self) -> dict[str, Any]:
-        """Counts `total`, `kept`, `discarded`, `crashed` and `best_val_bpb` (None if never measured); {"total": 0} when empty."""
+        """`total`, `kept`, `discarded`, `crashed` and `best_val_bpb` (None if never measured); {"total": 0} when empty."""
         entries = self.load()
         if not entries:
             return {"total": 0}
@@ -158,7 +159,7 @@ class ExperimentLog:
 
 
 def _append(path: Path, line: bytes) -> None:
-    """Adds `line` to the file and syncs it; on any error the file is cut back to what it was. The caller holds the lock."""
+    """Adds `line` to the file and syncs it; on any error the file is cut back. The caller holds the lock."""
     is_new = not path.exists()
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
