@@ -135,7 +135,7 @@ def peak_memory_bytes() -> int:
 
 
 def measure_flops_per_s(n: int = 1024, seconds: float = 0.3) -> float:
-    """Floating-point operations per second of (n, n) float32 matrix products on the default device, the best of many."""
+    """Floating-point operations per second of (n, n) float32 matrix products on the default device, best of many."""
     import mlx.core as mx
 
     a = mx.random.normal((n, n), key=mx.random.key(0))
