@@ -330,7 +330,7 @@ def test_a_lock_that_is_never_freed_is_one_clear_line(log, monkeypatch):
     from filelock import FileLock
 
     monkeypatch.setattr("lmxlab.experiments.tracking.LOCK_TIMEOUT_S", 0.05)
-    with FileLock(f"{log.path.resolve()}.lock"), pytest.raises(UserError, match="locked by another process for"):
+    with FileLock(f"{log.path.resolve()}.lock"), pytest.raises(UserError, match="is locked by another process for"):
         log.log(KEPT)
     log.log(KEPT)
     assert log.load() == [KEPT]

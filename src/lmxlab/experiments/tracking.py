@@ -101,7 +101,7 @@ class ExperimentLog:
                 _append(ledger, _to_line(entry))
         except Timeout:
             raise UserError(
-                f"The ledger {self.path} has been locked by another process for {LOCK_TIMEOUT_S:.0f} s: end that process"
+                f"The ledger {self.path} is locked by another process for {LOCK_TIMEOUT_S:.0f} s now: end that process"
             ) from None
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -143,7 +143,7 @@ class ExperimentLog:
         return choose(measured, key=lambda pair: pair[0])[1]
 
     def summary(self) -> dict[str, Any]:
-        """`total`, `kept`, `discarded`, `crashed` and `best_val_bpb` (None if never measured); {"total": 0} when empty."""
+        """`total`, `kept`, `discarded`, `crashed` and `best_val_bpb` (or None); {"total": 0} when empty."""
         entries = self.load()
         if not entries:
             return {"total": 0}
