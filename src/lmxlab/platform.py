@@ -33,17 +33,17 @@ def physical_cores() -> int:
     return max(1, min(len(cores), _cpu_quota()))
 
 
-def _cpu_quota() -> int:
+def _cpu_quota(groups: Path = Path("/sys/fs/cgroup")) -> int:
     """CPUs that the control group grants (2 for docker's --cpus=1.5), or a number larger than any machine's."""
-    v2, v1 = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu")
+    unlimited = 1 << 20
     try:
-        if v2.exists():
-            quota, period = v2.read_text().split()
+        if (groups / "cpu.max").exists():  # version 2
+            quota, period = (groups / "cpu.max").read_text().split()
         else:
-            quota, period = ((v1 / f"cpu.cfs_{part}_us").read_text() for part in ("quota", "period"))
-        return math.ceil(int(quota) / int(period)) if int(quota) > 0 else 1 << 20
-    except (OSError, ValueError):  # "max", or no control group
-        return 1 << 20
+            quota, period = ((groups / f"cpu/cpu.cfs_{part}_us").read_text() for part in ("quota", "period"))
+        return math.ceil(int(quota) / int(period)) if int(quota) > 0 else unlimited
+    except (OSError, ValueError):  # no control group; "max"
+        return unlimited
 
 
 def compile(fn: F, **options: Any) -> F:

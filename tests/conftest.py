@@ -1,0 +1,25 @@
+"""What every test gets: MLX on its fast BLAS, a known seed, and a cache folder of its own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lmxlab  # noqa: F401  # before any test imports mlx.core
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """pytest-randomly seeds Python and numpy; this seeds MLX."""
+    import mlx.core as mx
+
+    mx.random.seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nothing is read from or left in the user's ~/.cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder

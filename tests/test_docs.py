@@ -1,0 +1,40 @@
+"""The examples of the README and of docs/ run as they stand (those of docstrings run as doctests)."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmxlab.cli.app import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(page and line, text) of every fenced block in that language."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.M | re.S):
+            line = text.count("\n", 0, match.start()) + 1
+            found.append((f"{page.relative_to(ROOT)}:{line}", match[1]))
+    return found
+
+
+@pytest.mark.parametrize(("place", "code"), [pytest.param(*block, id=block[0]) for block in blocks("python")])
+def test_a_python_example_runs(place, code, tmp_path):
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{place}\n{done.stderr}"
+    printed = re.findall(r"print\(.*\)  # (.*)$", code, re.M)  # `print(x)  # what it prints`
+    assert printed == done.stdout.splitlines() or not printed
+
+
+def test_every_command_that_a_page_names_exists():
+    named = [(place, name) for place, text in blocks("sh") for name in re.findall(r"^lmxlab ([a-z]+)", text, re.M)]
+    for page in PAGES:
+        named += [(page.name, name) for name in re.findall(r"`lmxlab ([a-z]+)", page.read_text(encoding="utf-8"))]
+    assert named
+    assert [(place, name) for place, name in named if name not in COMMANDS] == []
