@@ -12,7 +12,7 @@ from pathlib import Path
 
 EXTRAS = "hf,tiktoken,track,report,sandbox,ray,eval,dev,oracle"
 HEADER = f"""\
-# Exact versions of everything that `make` installs, of every extra (cuda12 and cuda13: only MLX's own wheels) and of the
+# Exact versions of everything that `make` installs, of every extra (of cuda12 and cuda13 only MLX itself) and of the
 # test oracles. Written by `make lock`; pip and uv take it with `-c constraints.txt`.
 # Extras resolved together: {EXTRAS}.
 """
