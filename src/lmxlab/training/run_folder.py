@@ -1,0 +1,134 @@
+"""A run's folder: config.json, metrics.jsonl, checkpoints/, samples/, result.json, run.log. It can be moved."""
+
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmxlab.errors import UserError
+from lmxlab.files import atomic_write
+from lmxlab.training.checkpoints import CheckpointError, read_metadata
+
+if TYPE_CHECKING:
+    from lmxlab.training.trainer import Trainer
+
+BEST_METRIC = "eval_loss"
+
+
+class RunFolder:
+    """The folder `path` (made when absent) and the names in it."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
+        self.result = self.path / "result.json"
+        self.log = self.path / "run.log"
+        try:
+            for folder in (self.checkpoints, self.samples):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"Cannot make the run folder {str(path)!r}: {error.strerror}. Choose another place."
+            ) from error
+
+    @classmethod
+    def create(cls, root: str | Path, name: str) -> "RunFolder":
+        """A new folder `root/name/<id>`; ids sort by time and two processes never get the same one."""
+        if not name or "/" in name or "\\" in name or name in (".", ".."):
+            raise UserError(f"A run's name must be usable as a folder name, got {name!r}.")
+        while True:
+            path = Path(root) / name / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise UserError(f"Cannot make a run folder in {str(root)!r}: {error.strerror}.") from error
+            return cls(path)
+
+    def write_json(self, file: Path, values: dict[str, Any]) -> None:
+        """Replaces config.json or result.json as a whole."""
+        atomic_write(file, json.dumps(values, indent=1) + "\n")
+
+    def append_metrics(self, step: int, metrics: dict[str, Any]) -> None:
+        """Adds one line {"step": step, **metrics} to metrics.jsonl."""
+        line = json.dumps({"step": step, **metrics}) + "\n"
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl in order; one that a crash cut short is skipped."""
+        if not self.metrics.exists():
+            return []
+        rows = (_parse(line) for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines())
+        return [row for row in rows if row is not None]
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drops the lines after `step`, which a run resumed at `step` will write again, and any torn one."""
+        kept = [row for row in self.read_metrics() if row["step"] <= step]
+        atomic_write(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def save_checkpoint(self, trainer: "Trainer", metrics: dict[str, Any] | None = None, keep: int = 3) -> Path:
+        """Saves the trainer under checkpoints/step-<step>; keeps the last `keep` and the one of lowest eval_loss."""
+        path = self.checkpoints / f"step-{trainer.step:09d}"
+        score = (metrics or {}).get(BEST_METRIC)
+        trainer.save(path, {} if score is None else {BEST_METRIC: score})
+        self._prune(keep)
+        return path
+
+    def checkpointer(self, keep: int = 3) -> Callable[["Trainer", dict[str, Any]], None]:
+        """For Trainer(checkpointer=...)."""
+
+        def save(trainer: "Trainer", metrics: dict[str, Any]) -> None:
+            self.save_checkpoint(trainer, metrics, keep)
+
+        return save
+
+    def latest_checkpoint(self) -> Path | None:
+        """The checkpoint of the highest step whose files are all whole; torn ones are passed over."""
+        return next((path for path in reversed(self._folders()) if _whole(path) is not None), None)
+
+    def best_checkpoint(self, hashes: bool = True) -> Path | None:
+        """The whole checkpoint of lowest eval_loss, None when none has one; without `hashes` only sizes are checked."""
+        scores = {path: (_whole(path, hashes) or {}).get(BEST_METRIC) for path in self._folders()}
+        scored = {path: score for path, score in scores.items() if score is not None}
+        return min(scored, key=scored.__getitem__) if scored else None
+
+    def _folders(self) -> list[Path]:
+        return sorted(self.checkpoints.glob("step-*"))
+
+    def _prune(self, keep: int) -> None:
+        """Removes all but the last `keep` checkpoints and the best, torn ones, and what a killed save left."""
+        for left in self.checkpoints.glob(".tmp-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        whole = [path for path in self._folders() if _whole(path, hashes=False) is not None]
+        kept = {*whole[-max(keep, 1) :], self.best_checkpoint(hashes=False)}
+        for path in self._folders():
+            if path not in kept:
+                # Renamed first: a kill in the middle of the removal must not leave half a checkpoint under its name.
+                gone = path.with_name(f".tmp-old-{path.name}")
+                os.rename(path, gone)
+                shutil.rmtree(gone, ignore_errors=True)
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _whole(path: Path, hashes: bool = True) -> dict[str, Any] | None:
+    """The metadata of a checkpoint whose files are as written, else None."""
+    try:
+        return read_metadata(path, hashes) or None
+    except CheckpointError:
+        return None
