@@ -1,0 +1,63 @@
+"""One layer of a model: an attention branch and a feed-forward branch around the residual stream."""
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from lmxlab.core.attention import Cache, Mask, attention_registry
+from lmxlab.core.cache import KVCache, as_cache
+from lmxlab.core.config import EMBEDDING_POSITIONS, BlockConfig
+from lmxlab.core.ffn import ffn_registry
+from lmxlab.core.norm import norm_registry
+from lmxlab.core.position import ALiBi, NoPosition, RoPE, position_registry
+
+
+class ConfigurableBlock(nn.Module):
+    """x + attention(norm(x)), then x + ffn(norm(x)); or with the norm after each sum (`pre_norm=False`).
+
+    A "none" branch is left out whole: no norm, no residual sum. RoPE is handed to the attention, ALiBi goes into
+    the mask; sinusoidal and learned positions belong to the embeddings, so to the model.
+
+    Raises:
+        KeyError: a component that no registry has.
+    """
+
+    def __init__(self, config: BlockConfig):
+        super().__init__()
+        self.config = config
+        make_norm = norm_registry.get(config.norm)
+        self.attention = attention_registry.get(config.attention)(config)
+        self.ffn = ffn_registry.get(config.ffn)(config)
+        self.attn_norm = make_norm(config) if self.has_attention else nn.Identity()
+        self.ffn_norm = make_norm(config) if self.has_ffn else nn.Identity()
+        self.resid_dropout = nn.Dropout(config.dropout)
+        make_position = position_registry.get(config.position)
+        self.position = (NoPosition if config.position in EMBEDDING_POSITIONS else make_position)(config)
+
+    @property
+    def has_attention(self) -> bool:
+        return self.config.attention != "none"
+
+    @property
+    def has_ffn(self) -> bool:
+        return self.config.ffn != "none"
+
+    def __call__(self, x: mx.array, mask: Mask = None, cache: Cache = None) -> tuple[mx.array, KVCache | None]:
+        """x (B, T, d_model), mask and cache as in attention.GQA -> (x (B, T, d_model), cache to continue from)."""
+        new_cache: KVCache | None = None
+        if self.has_attention:
+            cache = as_cache(cache)
+            rope = self.position if isinstance(self.position, RoPE) else None
+            if isinstance(self.position, ALiBi):
+                mask = self.position(mask, x.shape[1], 0 if cache is None else cache.offset)
+            normed = self.attn_norm(x) if self.config.pre_norm else x
+            out, new_cache = self.attention(normed, mask=mask, cache=cache, rope=rope)
+            x = self._join(x, out, self.attn_norm)
+        if self.has_ffn:
+            x = self._join(x, self.ffn(self.ffn_norm(x) if self.config.pre_norm else x), self.ffn_norm)
+        return x, new_cache
+
+    def _join(self, x: mx.array, out: mx.array, norm: Callable[[mx.array], mx.array]) -> mx.array:
+        x = x + self.resid_dropout(out)
+        return x if self.config.pre_norm else norm(x)

@@ -1,0 +1,267 @@
+"""Configs of a block and of a model: frozen, checked at construction, and round-tripping through plain types."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmxlab.core.rope_scaling import RopeScaling
+from lmxlab.errors import UnknownNameError, UserError
+
+ACTIVATIONS = ("gelu", "gelu_tanh")
+EMBEDDING_POSITIONS = ("sinusoidal", "learned")  # added once to the embeddings, by the model
+
+
+class Derived(int):
+    """A head_dim that was computed, not given: `dataclasses.replace(config, d_model=...)` computes it anew."""
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """Every option of one block. `attention`, `ffn`, `norm` and `position` are keys of their registries.
+
+    Args:
+        attention, ffn: "none" leaves the branch out.
+        n_heads, n_kv_heads: query heads, and key/value heads (None: as many; "mha" ignores it).
+        head_dim: channels per head; d_model // n_heads when not given.
+        bias: whether linear layers and LayerNorm carry a bias; `attention_bias` overrides it for q, k, v, o.
+        dropout: of the embeddings and of each branch's output.
+        activation: of the "standard" FFN: "gelu" (by erf) or "gelu_tanh" (GPT-2's).
+        max_seq_len: context length in tokens: the size of a learned position table, and the trained length.
+        pre_norm: x + f(norm(x)); else norm(x + f(x)).
+        qk_norm: RMSNorm of each head's q and k before the rotation.
+        mup: attention scores scaled by 1 / head_dim instead of 1 / sqrt(head_dim) (2203.03466).
+
+    Raises:
+        UserError: a field that cannot work; the message says which, what it was and what would do.
+
+    >>> BlockConfig(d_model=64, n_heads=4).head_dim
+    16
+    >>> dataclasses.replace(BlockConfig(d_model=64, n_heads=4), d_model=128).head_dim
+    32
+    >>> BlockConfig(d_model=64, n_heads=5)
+    Traceback (most recent call last):
+    lmxlab.errors.UserError: d_model 64 is not divisible by n_heads 5; change one of them or set head_dim
+    """
+
+    attention: str = "mha"
+    ffn: str = "standard"
+    norm: str = "layer_norm"
+    position: str = "sinusoidal"
+    d_model: int = 512
+    n_heads: int = 8
+    n_kv_heads: int | None = None
+    d_ff: int = 2048
+    bias: bool = True
+    dropout: float = 0.0
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    max_seq_len: int = 2048
+    pre_norm: bool = True
+    window_size: int | None = None
+    kv_lora_rank: int | None = None
+    q_lora_rank: int | None = None
+    rope_dim: int | None = None
+    n_experts: int | None = None
+    top_k_experts: int = 2
+    n_shared_experts: int | None = None
+    conv_kernel_size: int = 4
+    use_short_conv: bool = False
+    mamba_n_heads: int | None = None
+    mamba_head_dim: int | None = None
+    ssm_state_size: int = 128
+    mamba_expand: int = 2
+    mamba_n_groups: int = 1
+    mamba_chunk_size: int = 128
+    mamba_bc_norm: bool = False
+    mamba_trapezoidal: bool = False
+    mamba_complex_a: bool = False
+    moe_latent_size: int | None = None
+    moe_d_ff: int | None = None
+    shared_expert_d_ff: int | None = None
+    moe_routed_scaling_factor: float = 1.0
+    moe_n_groups: int = 1
+    moe_topk_groups: int = 1
+    qk_norm: bool = False
+    attention_chunk_size: int | None = None
+    mup: bool = False
+    sparse_compress_ratio: int | None = None
+    sparse_select_k: int | None = None
+    head_dim: int = field(default=None, kw_only=True)  # type: ignore[assignment]  # None asks for the derived one
+    attention_bias: bool | None = field(default=None, kw_only=True)
+    activation: str = field(default="gelu", kw_only=True)
+    rope_scaling: RopeScaling | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name in ("moe_n_groups", "moe_topk_groups", "d_model", "n_heads", "d_ff", "max_seq_len"):
+            _check_positive(self, name)
+        _check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        _check(self.norm_eps > 0, "norm_eps", self.norm_eps, "above 0")
+        _check(self.rope_theta > 0, "rope_theta", self.rope_theta, "above 0")
+        if self.activation not in ACTIVATIONS:
+            raise UnknownNameError("activation", self.activation, ACTIVATIONS)
+        if self.head_dim is None or isinstance(self.head_dim, Derived):
+            if self.attention != "none" and self.d_model % self.n_heads:
+                raise UserError(
+                    f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}; "
+                    "change one of them or set head_dim"
+                )
+            object.__setattr__(self, "head_dim", Derived(self.d_model // self.n_heads))
+        if self.attention not in ("mha", "none"):
+            check_grouping(self)
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.position == "rope" and self.attention in ("mha", "gqa") and self.head_dim % 2:
+            raise UserError(f"head_dim is {self.head_dim}; rope rotates pairs of channels, so it must be even")
+        if self.position == "rope" and self.rope_scaling and self.rope_scaling.kind == "dynamic" and self.head_dim < 4:
+            raise UserError(f"head_dim is {self.head_dim}; dynamic rope scaling needs at least 4")
+        if self.position == "sinusoidal" and self.d_model % 2:
+            raise UserError(f"d_model is {self.d_model}; sinusoidal positions come in pairs, so it must be even")
+        if self.rope_scaling is not None and self.position != "rope":
+            raise UserError(f"rope_scaling would be ignored: position is {self.position!r}; set position='rope'")
+        if self.activation != "gelu" and self.ffn != "standard":
+            raise UserError(
+                f"activation {self.activation!r} would be ignored: ffn is {self.ffn!r}; only 'standard' reads it"
+            )
+
+    @property
+    def effective_n_kv_heads(self) -> int:
+        """Key/value heads: n_kv_heads, or n_heads when unset."""
+        return self.n_kv_heads or self.n_heads
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A block template, the vocabulary, the depth, and what the whole model shares.
+
+    Args:
+        tie_embeddings: whether the output projection is the embedding matrix.
+        block_configs: a config for every layer, instead of `block` for all.
+        mup_base_width: the d_model that muP's learning rates were tuned at (2203.03466); None: no muP.
+        mtp_n_predict, mtp_lambda: extra prediction heads that training adds, and the weight of their loss.
+        embed_scale: embeddings are multiplied by it on the way in (sqrt(d_model) in Vaswani et al. 2017).
+
+    >>> config = ModelConfig(BlockConfig(d_model=64, n_heads=4), n_layers=2)
+    >>> config.get_block_config(1) is config.block, ModelConfig.from_dict(config.to_dict()) == config
+    (True, True)
+    """
+
+    block: BlockConfig = field(default_factory=BlockConfig)
+    vocab_size: int = 32000
+    n_layers: int = 6
+    tie_embeddings: bool = True
+    block_configs: tuple[BlockConfig, ...] | None = None
+    mup_base_width: int | None = None
+    mtp_n_predict: int = 0
+    mtp_lambda: float = 0.1
+    embed_scale: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name in ("vocab_size", "n_layers"):
+            _check_positive(self, name)
+        _check(self.mtp_n_predict >= 0, "mtp_n_predict", self.mtp_n_predict, "0 or more")
+        _check(self.embed_scale > 0, "embed_scale", self.embed_scale, "above 0")
+        if self.block_configs is None:
+            return
+        object.__setattr__(self, "block_configs", tuple(self.block_configs))
+        if len(self.block_configs) != self.n_layers:
+            raise UserError(
+                f"block_configs has {len(self.block_configs)} entries, n_layers is {self.n_layers}; give one per layer"
+            )
+        for i, block in enumerate(self.block_configs):
+            if block.d_model != self.block.d_model:
+                raise UserError(
+                    f"block_configs[{i}].d_model is {block.d_model}, block.d_model {self.block.d_model}; make them equal"
+                )
+
+    @property
+    def width_mult(self) -> float:
+        """d_model / mup_base_width; 1.0 without muP."""
+        return self.block.d_model / self.mup_base_width if self.mup_base_width else 1.0
+
+    def get_block_config(self, layer_idx: int) -> BlockConfig:
+        """The config of one layer: its override, else the very object `block`."""
+        return self.block if self.block_configs is None else self.block_configs[layer_idx]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types that JSON and TOML can hold; what is None or derived is left out."""
+        return _plain(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "ModelConfig":
+        """The config that `to_dict` wrote; fields left out take their defaults.
+
+        Raises:
+            UnknownNameError: a key that no field has.
+        """
+        given = dict(_known(cls, data))
+        if "block" in given:
+            given["block"] = _block_from_dict(given["block"])
+        if given.get("block_configs") is not None:
+            given["block_configs"] = tuple(_block_from_dict(block) for block in given["block_configs"])
+        return cls(**given)
+
+
+def check_grouping(config: BlockConfig) -> None:
+    """Raises UserError unless the key/value heads divide the query heads."""
+    if config.n_heads % config.effective_n_kv_heads:
+        raise UserError(
+            f"n_heads {config.n_heads} is not divisible by n_kv_heads {config.n_kv_heads}; "
+            "each key/value head serves the same number of query heads"
+        )
+
+
+def _block_from_dict(data: dict[str, Any]) -> BlockConfig:
+    given = dict(_known(BlockConfig, data))
+    if given.get("rope_scaling") is not None:
+        given["rope_scaling"] = RopeScaling(**_known(RopeScaling, given["rope_scaling"]))
+    return BlockConfig(**given)
+
+
+def _known(cls: type, data: dict[str, Any]) -> dict[str, Any]:
+    names = [f.name for f in dataclasses.fields(cls)]
+    for key in data:
+        if key not in names:
+            raise UnknownNameError("config key", key, names)
+    return data
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    items = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+    return {name: _plain(item) for name, item in items if item is not None and not isinstance(item, Derived)}
+
+
+def _check_types(config: BlockConfig | ModelConfig) -> None:
+    """Numbers from a config file may be of the wrong type: caught here, not in the middle of a forward pass."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        optional = "None" in str(f.type) or f.name == "head_dim"
+        if value is None and optional:
+            continue
+        if "int" in str(f.type):
+            _check(isinstance(value, int) and not isinstance(value, bool), f.name, value, "an integer")
+            if optional:
+                _check_positive(config, f.name)
+        elif "float" in str(f.type):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            _check(number and math.isfinite(value), f.name, value, "a finite number")
+        elif "bool" in str(f.type):
+            _check(isinstance(value, bool), f.name, value, "true or false")
+        elif f.type is str:
+            _check(isinstance(value, str), f.name, value, "a name")
+
+
+def _check_positive(config: BlockConfig | ModelConfig, name: str) -> None:
+    _check(getattr(config, name) > 0, name, getattr(config, name), "at least 1")
+
+
+def _check(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise UserError(f"{name} is {value!r}; it must be {allowed}")

@@ -1,0 +1,56 @@
+"""Normalisation layers, run by the fast kernels."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from lmxlab.core import kernels
+from lmxlab.core.config import BlockConfig
+from lmxlab.core.registry import Registry
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis of (..., d_model) (1910.07467)."""
+
+    def __init__(self, config: BlockConfig):
+        super().__init__(config.d_model, config.norm_eps)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return kernels.rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last axis of (..., d_model) (1607.06450).
+
+    Without `config.bias` there is no bias, as everywhere else in the model.
+    """
+
+    def __init__(self, config: BlockConfig):
+        super().__init__(config.d_model, config.norm_eps, bias=config.bias)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return kernels.layer_norm(x, self.weight, self.bias if "bias" in self else None, self.eps)
+
+
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm over the channels of each head of (B, T, H, head_dim): qk_norm (2302.05442, section 2)."""
+
+    def __init__(self, config: BlockConfig):
+        super().__init__(int(config.head_dim), config.norm_eps)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return kernels.rms_norm(x, self.weight, self.eps)
+
+
+def rms_norm(config: BlockConfig) -> RMSNorm:
+    """RMSNorm(config)."""
+    return RMSNorm(config)
+
+
+def layer_norm(config: BlockConfig) -> LayerNorm:
+    """LayerNorm(config)."""
+    return LayerNorm(config)
+
+
+norm_registry: Registry[type[RMSNorm] | type[LayerNorm]] = Registry("norm")
+norm_registry.register("rms_norm", RMSNorm)
+norm_registry.register("layer_norm", LayerNorm)

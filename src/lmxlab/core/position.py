@@ -1,0 +1,178 @@
+"""Positions: where a token stands, told to attention (RoPE, ALiBi) or added to the embeddings (sinusoidal, learned).
+
+Positions are absolute: `offset` is the number of tokens before the first one given, so cached decoding
+goes on where the cache ends.
+"""
+
+import math
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from lmxlab.core.config import BlockConfig
+from lmxlab.core.registry import Registry
+from lmxlab.core.rope_scaling import inverse_frequencies
+from lmxlab.errors import UserError
+
+
+class RoPE(nn.Module):
+    """Rotates q and k by angles proportional to the position (2104.09864), halves not interleaved, over head_dim.
+
+    With `config.rope_scaling` the frequencies are those of `rope_scaling.inverse_frequencies`.
+    """
+
+    def __init__(self, config: BlockConfig):
+        super().__init__()
+        self.dims = int(config.head_dim)
+        self.theta = config.rope_theta
+        self.scaling = config.rope_scaling
+        self._periods = None
+        if self.scaling is not None and not self.depends_on_length:
+            self._periods = self._compute_periods()
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether all angles change as the sequence grows: then keys are cached unrotated."""
+        return self.scaling is not None and self.scaling.kind == "dynamic"
+
+    def __call__(self, q: mx.array, k: mx.array, offset: int = 0) -> tuple[mx.array, mx.array]:
+        """q and k (B, heads, T, head_dim), the first token at position `offset` -> the same shapes, rotated."""
+        seq_len = offset + q.shape[2]
+        return self.rotate(q, offset, seq_len), self.rotate(k, offset, seq_len)
+
+    def rotate(self, x: mx.array, offset: int, seq_len: int) -> mx.array:
+        """x (B, heads, T, head_dim) from position `offset`, within a sequence of `seq_len` tokens."""
+        periods = self._compute_periods(seq_len) if self.depends_on_length else self._periods
+        base = self.theta if periods is None else None
+        x = mx.fast.rope(x, self.dims, traditional=False, base=base, scale=1.0, offset=offset, freqs=periods)
+        magnitude = 1.0 if self.scaling is None else self.scaling.magnitude
+        return x if magnitude == 1.0 else x * magnitude
+
+    def _compute_periods(self, seq_len: int | None = None) -> mx.array:
+        # mx.fast.rope divides positions by what it calls `freqs`.
+        return mx.array((1 / inverse_frequencies(self.dims, self.theta, self.scaling, seq_len)).astype(np.float32))
+
+
+class Sinusoidal(nn.Module):
+    """x + table: sin(p / 10000^(2i/d)) at channel 2i and cos of the same at 2i+1 (Vaswani et al. 2017, section 3.5).
+
+    The table is no parameter and grows as needed, so any length works.
+    """
+
+    def __init__(self, config: BlockConfig):
+        super().__init__()
+        self.d_model = config.d_model
+        self._rows = config.max_seq_len
+        self._table: mx.array | None = None  # made at first use: a block that is never asked needs none
+
+    def __call__(self, x: mx.array, offset: int = 0) -> mx.array:
+        """x (..., T, d_model), its first token at position `offset` -> the same shape and dtype."""
+        end = offset + x.shape[-2]
+        if self._table is None or end > self._table.shape[0]:
+            self._rows = max(self._rows, 2 ** math.ceil(math.log2(end)))
+            self._table = mx.array(_sinusoids(self._rows, self.d_model))
+        return x + self._table[offset:end].astype(x.dtype)
+
+
+def _sinusoids(n_positions: int, d_model: int) -> np.ndarray:
+    angles = np.outer(np.arange(n_positions), inverse_frequencies(d_model, 10000.0))
+    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(n_positions, d_model).astype(np.float32)
+
+
+class Learned(nn.Module):
+    """x + weight[position], a trained table of max_seq_len rows (GPT-2)."""
+
+    def __init__(self, config: BlockConfig):
+        super().__init__()
+        self.weight = mx.random.normal((config.max_seq_len, config.d_model), scale=0.02)
+
+    def __call__(self, x: mx.array, offset: int = 0) -> mx.array:
+        """x (..., T, d_model), its first token at position `offset` -> the same shape.
+
+        Raises:
+            UserError: a position that the table does not have.
+        """
+        end, n_rows = offset + x.shape[-2], self.weight.shape[0]
+        if end > n_rows:
+            raise UserError(
+                f"A sequence of {end} tokens is longer than max_seq_len {n_rows} of the learned positions; "
+                "shorten it, or use position 'rope', 'alibi' or 'sinusoidal'"
+            )
+        return x + self.weight[offset:end]
+
+
+class ALiBi(nn.Module):
+    """A bias on attention scores that falls linearly with distance: -slope_h |i - j| (2108.12409).
+
+    Slopes are 2^(-8h/H), h = 1..H. For H that is no power of two: those of the next lower power of two, then
+    every other one of the next higher (the authors' code, also BLOOM's and MPT's).
+    """
+
+    def __init__(self, config: BlockConfig):
+        super().__init__()
+        self._slopes = mx.array(_alibi_slopes(config.n_heads), dtype=mx.float32)[None, :, None, None]
+
+    def __call__(self, mask: mx.array | str | None = None, seq_len: int = 0, cache_len: int = 0) -> mx.array:
+        """Bias plus mask.
+
+        Args:
+            mask: None, "causal", boolean (True: may attend) or additive, broadcastable to (1, H, Tq, Tk).
+            seq_len: number of queries Tq.
+            cache_len: keys before the first query, so Tk = cache_len + seq_len.
+
+        Returns:
+            (1, H, Tq, Tk) float32.
+        """
+        keys = mx.arange(cache_len + seq_len)
+        queries = mx.arange(cache_len, cache_len + seq_len)[:, None]
+        bias = -self._slopes * mx.abs(queries - keys).astype(mx.float32)
+        if mask is None:
+            return bias
+        if isinstance(mask, str):
+            mask = queries >= keys
+        if mask.dtype == mx.bool_:
+            # The least finite number, not -inf: a query that may see nothing must not become NaN.
+            return mx.where(mask, bias, mx.finfo(mx.float32).min)
+        return bias + mask
+
+
+def _alibi_slopes(n_heads: int) -> list[float]:
+    power = 2 ** math.floor(math.log2(n_heads))
+    slopes = [2 ** (-8 * h / power) for h in range(1, power + 1)]
+    between = [2 ** (-8 * h / (2 * power)) for h in range(1, 2 * power + 1, 2)]
+    return slopes + between[: n_heads - power]
+
+
+class NoPosition(nn.Module):
+    """The identity: order is known from the causal mask alone."""
+
+    def __init__(self, config: BlockConfig):
+        super().__init__()
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x
+
+
+def rope(config: BlockConfig) -> RoPE:
+    """RoPE(config)."""
+    return RoPE(config)
+
+
+def sinusoidal(config: BlockConfig) -> Sinusoidal:
+    """Sinusoidal(config)."""
+    return Sinusoidal(config)
+
+
+def alibi(config: BlockConfig) -> ALiBi:
+    """ALiBi(config)."""
+    return ALiBi(config)
+
+
+position_registry: Registry[Callable[[BlockConfig], nn.Module]] = Registry("position")
+position_registry.register("rope", RoPE)
+position_registry.register("sinusoidal", Sinusoidal)
+position_registry.register("learned", Learned)
+position_registry.register("alibi", ALiBi)
+position_registry.register("none", NoPosition)

@@ -1,0 +1,136 @@
+"""The one model class: embeddings, blocks, final norm, output projection. Architectures are configs of it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from lmxlab.core.block import ConfigurableBlock
+from lmxlab.core.cache import KVCache, as_cache
+from lmxlab.core.config import EMBEDDING_POSITIONS, ModelConfig
+from lmxlab.core.norm import norm_registry
+from lmxlab.core.position import position_registry
+from lmxlab.errors import UserError
+from lmxlab.models.init import init_weights
+
+
+class LanguageModel(nn.Module):
+    """A causal language model: tokens (B, T) -> next-token logits (B, T, vocab_size).
+
+    Weights are drawn from mx.random as `init.init_weights` says; seed it for a reproducible model.
+
+    >>> from lmxlab.models.gpt import gpt_tiny
+    >>> model = LanguageModel(gpt_tiny())
+    >>> logits, cache = model(mx.array([[1, 2, 3]]))
+    >>> logits.shape
+    (1, 3, 256)
+    >>> logits, cache = model(mx.array([[4]]), cache=cache)
+    >>> logits.shape, cache[0].offset
+    ((1, 1, 256), 4)
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        block = config.block
+        layers = [config.get_block_config(i) for i in range(config.n_layers)]
+        self.embed = nn.Embedding(config.vocab_size, block.d_model)
+        added = [layer for layer in layers if layer.position in EMBEDDING_POSITIONS]
+        if added:
+            self.embed_position = position_registry.get(added[0].position)(added[0])
+        self.embed_dropout = nn.Dropout(block.dropout)
+        self.blocks = [ConfigurableBlock(layer) for layer in layers]
+        self.final_norm = norm_registry.get(block.norm)(block)
+        if not config.tie_embeddings:
+            self.head = nn.Linear(block.d_model, config.vocab_size, bias=False)
+        init_weights(self)
+
+    def __call__(self, x: mx.array, cache: Sequence[Any] | None = None, return_hidden: bool = False) -> tuple:
+        """Logits for the token after each of x.
+
+        Args:
+            x: token ids (B, T), each below vocab_size: MLX does not check an index, `check_tokens` does.
+            cache: one entry per layer, as an earlier call returned it or `make_cache()` made it; x continues it.
+            return_hidden: also return the hidden states after the final norm, (B, T, d_model).
+
+        Returns:
+            logits (B, T, vocab_size), caches (one per layer, None for a layer that needs none)[, hidden states].
+
+        Raises:
+            UserError: x is not (B, T), the cache is another model's, or the positions do not reach that far.
+        """
+        hidden, caches = self._trunk(x, cache)
+        logits = self.logits(hidden / self.config.width_mult if self.config.mup_base_width else hidden)
+        return (logits, caches, hidden) if return_hidden else (logits, caches)
+
+    def hidden_states(self, x: mx.array, cache: Sequence[Any] | None = None) -> tuple[mx.array, list[KVCache | None]]:
+        """(B, T) -> what the output projection is applied to, (B, T, d_model), and the caches.
+
+        These are the states after the final norm, divided by width_mult under muP. A loss over
+        `hidden @ output_weight.T` in chunks never holds all logits.
+        """
+        hidden, caches = self._trunk(x, cache)
+        return hidden / self.config.width_mult if self.config.mup_base_width else hidden, caches
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """The output projection: `hidden_states` (..., d_model) -> (..., vocab_size)."""
+        return self.embed.as_linear(hidden) if self.config.tie_embeddings else self.head(hidden)
+
+    @property
+    def output_weight(self) -> mx.array:
+        """The matrix of the output projection, (vocab_size, d_model)."""
+        return self.embed.weight if self.config.tie_embeddings else self.head.weight
+
+    def make_cache(self) -> list[KVCache | None]:
+        """Empty caches, one per layer, for decoding from the first token on."""
+        return [KVCache() if block.has_attention else None for block in self.blocks]
+
+    def count_parameters(self) -> int:
+        """Number of parameters, a tied matrix once."""
+        leaves = tree_flatten(self.parameters(), destination={})
+        return sum(array.size for array in leaves.values())
+
+    def _trunk(self, x: mx.array, cache: Sequence[Any] | None) -> tuple[mx.array, list[KVCache | None]]:
+        if x.ndim != 2 or x.shape[1] == 0:
+            raise UserError(f"Tokens have shape {tuple(x.shape)}; a model takes (batch, length) with length at least 1")
+        if cache is not None and len(cache) != len(self.blocks):
+            raise UserError(f"The cache has {len(cache)} entries, the model {len(self.blocks)} layers; give one each")
+        caches = [as_cache(entry) for entry in cache or [None] * len(self.blocks)]
+        offset = next((entry.offset for entry in caches if entry is not None), 0)
+        h = self.embed(x)
+        if self.config.embed_scale != 1.0:
+            h = h * self.config.embed_scale
+        if "embed_position" in self:
+            h = self.embed_position(h, offset)
+        h = self.embed_dropout(h)
+        mask = "causal" if x.shape[1] > 1 else None  # one query sees all that came before it
+        for i, block in enumerate(self.blocks):
+            h, caches[i] = block(h, mask, caches[i])
+        return self.final_norm(h), caches
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside the block; every module's training flag as before after it."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module._training = flag
+
+
+def check_tokens(tokens: mx.array, vocab_size: int) -> None:
+    """Raises UserError if a token id is outside [0, vocab_size): MLX itself would read some other row, silently."""
+    if tokens.size == 0:
+        return
+    least, most = int(tokens.min().item()), int(tokens.max().item())  # type: ignore[arg-type]  # ids are no complex
+    if least < 0 or most >= vocab_size:
+        raise UserError(
+            f"Token ids reach from {least} to {most}; the model's vocabulary has "
+            f"{vocab_size} tokens (0 to {vocab_size - 1}): was the text encoded with the model's own tokenizer?"
+        )

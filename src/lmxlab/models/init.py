@@ -1,0 +1,37 @@
+"""The weights that a new model starts from."""
+
+import math
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import mlx.nn as nn
+
+if TYPE_CHECKING:
+    from lmxlab.models.base import LanguageModel
+
+STD = 0.02
+RESIDUAL_OUTPUTS = ("o_proj", "down")  # the layers that write into the residual stream
+
+
+def init_weights(model: "LanguageModel") -> None:
+    """Draws every weight anew from mx.random, as GPT-2 does (Radford et al. 2019, section 2.3).
+
+    Embeddings, learned positions and matrices are N(0, 0.02^2), biases 0, norms the identity. Layers that write into
+    the residual stream start smaller by sqrt(number of residual branches), which is sqrt(2 n_layers) for
+    attention + FFN blocks, so that the stream's variance does not grow with depth.
+
+    Under muP (2203.03466, table 8) the matrices inside the blocks have variance proportional to 1 / width:
+    0.02^2 / width_mult. Embeddings and head do not depend on it.
+    """
+    n_branches = sum(block.has_attention + block.has_ffn for block in model.blocks)
+    residual_std = STD / math.sqrt(max(n_branches, 1))
+    for path, module in model.named_modules():
+        # Embeddings, learned positions and the head are vector-like: one of their sides does not grow with the width.
+        in_block = path.startswith("blocks.")
+        std = residual_std if path.rsplit(".", 1)[-1] in RESIDUAL_OUTPUTS else STD
+        if in_block:
+            std /= math.sqrt(model.config.width_mult)
+        if isinstance(module, nn.Linear | nn.Embedding) or path == "embed_position" and "weight" in module:
+            module.weight = mx.random.normal(module.weight.shape, scale=std)
+            if "bias" in module:
+                module.bias = mx.zeros_like(module.bias)

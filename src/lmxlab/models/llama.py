@@ -1,0 +1,99 @@
+"""LLaMA: RMSNorm, grouped-query attention, SwiGLU, RoPE, no biases."""
+
+from lmxlab.core.config import BlockConfig, ModelConfig
+from lmxlab.core.rope_scaling import RopeScaling
+
+
+def llama_config(
+    vocab_size: int = 32000,
+    d_model: int = 4096,
+    n_heads: int = 32,
+    n_kv_heads: int = 8,
+    n_layers: int = 32,
+    d_ff: int = 11008,
+    max_seq_len: int = 4096,
+    rope_theta: float = 10000.0,
+    tie_embeddings: bool = False,
+    dropout: float = 0.0,
+    mup_base_width: int | None = None,
+    rope_scaling: RopeScaling | None = None,
+) -> ModelConfig:
+    """A pre-norm LLaMA (2302.13971, 2407.21783); `mup_base_width` also sets the block's muP scale."""
+    block = BlockConfig(
+        attention="gqa",
+        ffn="gated",
+        norm="rms_norm",
+        position="rope",
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        d_ff=d_ff,
+        bias=False,
+        max_seq_len=max_seq_len,
+        rope_theta=rope_theta,
+        dropout=dropout,
+        mup=mup_base_width is not None,
+        rope_scaling=rope_scaling,
+    )
+    return ModelConfig(block, vocab_size, n_layers, tie_embeddings, mup_base_width=mup_base_width)
+
+
+def llama_tiny() -> ModelConfig:
+    """For tests: 2 layers, 64 wide, 4 query and 2 key/value heads."""
+    return llama_config(vocab_size=256, d_model=64, n_heads=4, n_kv_heads=2, n_layers=2, d_ff=128, max_seq_len=128)
+
+
+def llama_10m() -> ModelConfig:
+    """About 9.9 M parameters: 14 layers, 128 wide, GPT-2's vocabulary, tied."""
+    return llama_config(
+        vocab_size=50257, d_model=128, n_heads=4, n_kv_heads=2, n_layers=14, d_ff=512, tie_embeddings=True
+    )
+
+
+def llama_30m() -> ModelConfig:
+    """About 30.6 M parameters: 18 layers, 256 wide, GPT-2's vocabulary, tied."""
+    return llama_config(
+        vocab_size=50257, d_model=256, n_heads=8, n_kv_heads=4, n_layers=18, d_ff=1024, tie_embeddings=True
+    )
+
+
+def llama_7b() -> ModelConfig:
+    """32 layers, 4096 wide, grouped queries."""
+    return llama_config()
+
+
+def llama_13b() -> ModelConfig:
+    """40 layers, 5120 wide, grouped queries."""
+    return llama_config(d_model=5120, n_heads=40, n_kv_heads=10, n_layers=40, d_ff=13824)
+
+
+def llama3_8b() -> ModelConfig:
+    """Llama 3 8B (2407.21783, table 3)."""
+    return llama_config(vocab_size=128256, d_ff=14336, max_seq_len=8192, rope_theta=500000.0)
+
+
+def llama31_8b() -> ModelConfig:
+    """Llama 3.1 8B: Llama 3 8B with its context stretched from 8,192 to 131,072 tokens (2407.21783, section 3.4.2)."""
+    return llama_config(
+        vocab_size=128256,
+        d_ff=14336,
+        max_seq_len=131072,
+        rope_theta=500000.0,
+        rope_scaling=RopeScaling("llama3", factor=8.0, original_max_seq_len=8192),
+    )
+
+
+def llama32_1b() -> ModelConfig:
+    """Llama 3.2 1B, 1.24 B parameters (its released config.json)."""
+    return llama_config(
+        vocab_size=128256,
+        d_model=2048,
+        n_heads=32,
+        n_kv_heads=8,
+        n_layers=16,
+        d_ff=8192,
+        max_seq_len=131072,
+        rope_theta=500000.0,
+        tie_embeddings=True,
+        rope_scaling=RopeScaling("llama3", factor=32.0, original_max_seq_len=8192),
+    )
