@@ -174,7 +174,7 @@ class ModelConfig:
         for i, block in enumerate(self.block_configs):
             if block.d_model != self.block.d_model:
                 raise UserError(
-                    f"block_configs[{i}].d_model is {block.d_model}, block.d_model {self.block.d_model}; make them equal"
+                    f"block_configs[{i}].d_model is {block.d_model}; it must be block.d_model, {self.block.d_model}"
                 )
 
     @property

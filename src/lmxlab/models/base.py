@@ -90,8 +90,8 @@ class LanguageModel(nn.Module):
 
     def count_parameters(self) -> int:
         """Number of parameters, a tied matrix once."""
-        leaves = tree_flatten(self.parameters(), destination={})
-        return sum(array.size for array in leaves.values())
+        leaves: Any = tree_flatten(self.parameters())
+        return sum(array.size for _, array in leaves)
 
     def _trunk(self, x: mx.array, cache: Sequence[Any] | None) -> tuple[mx.array, list[KVCache | None]]:
         if x.ndim != 2 or x.shape[1] == 0:
