@@ -11,7 +11,7 @@ import scipy.stats
 
 from lmxlab.errors import UserError
 from lmxlab.experiments import analysis
-from lmxlab.experiments.analysis import compare_experiments, decide, power, seeds_needed, simplicity_score
+from lmxlab.experiments.analysis import _holm_levels, compare_experiments, decide, power, seeds_needed, simplicity_score
 from lmxlab.experiments.statistics import holm, paired_comparison
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
 
@@ -118,6 +118,19 @@ def test_the_interval_leaves_out_zero_exactly_when_a_difference_is_claimed(seed)
         if v.better:
             other = v.b if v.better == v.a else v.a
             assert np.mean(designs[v.better]) < np.mean(designs[other])
+
+
+def test_the_level_of_a_pair_is_the_one_that_holms_procedure_stopped_at():
+    assert _holm_levels([0.03, 0.03, 0.03], alpha=0.05) == pytest.approx([0.05 / 3] * 3), "stops at the first"
+    assert _holm_levels([0.04, 0.001, 0.03], alpha=0.05) == pytest.approx([0.05 / 2, 0.05 / 3, 0.05 / 2])
+    assert _holm_levels([0.001, math.nan, 0.002], alpha=0.05) == pytest.approx([0.05 / 3, 0.05 / 3, 0.05 / 2])
+
+
+def test_among_many_pairs_more_seeds_are_needed():
+    designs = {"a": [1.0, 1.1, 1.3], "b": [1.1, 1.15, 1.2], "c": [1.2, 1.1, 1.25]}
+    verdict = decide(designs)[0]
+    assert verdict.confidence == pytest.approx(1 - 0.05 / 3)
+    assert verdict.seeds_needed == seeds_needed(verdict.comparison, alpha=0.05 / 3) > seeds_needed(verdict.comparison)
 
 
 def test_a_run_that_failed_costs_its_pairs_and_wins_nothing():

@@ -38,6 +38,12 @@ def test_wrong_directions_are_false_claims():
     assert rates.found == 0.0 and rates.false_claims > 0.8
 
 
+def test_a_huge_effect_is_found_in_every_pair_that_differs_and_is_no_false_claim():
+    rates = simulate(100.0, n_seeds=5, n_designs=4, n_trials=200)
+    assert rates.found == 1.0
+    assert rates.false_claims < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)  # among the three that are equal
+
+
 @pytest.mark.parametrize(("effect", "n_seeds"), [(1.0, 3), (2.0, 3), (3.0, 3), (2.0, 5)])
 def test_the_power_under_normal_noise_is_the_one_of_theory(effect, n_seeds):
     found = simulate(effect, n_seeds, n_trials=TRIALS).found

@@ -135,7 +135,7 @@ def test_values_of_arrays_paths_and_strange_objects_are_written(log):
         "int": np.int64(3),
         "mx": mx.array([1, 2]),
         "path": Path("a/b"),
-        5: (1, 2),
+        (5, 6): (1, 2),
         "o": KEPT,
     }
     log.log(LogEntry(val_bpb=np.float64(1.25), param_count=np.int64(7), metrics=metrics))
@@ -143,7 +143,9 @@ def test_values_of_arrays_paths_and_strange_objects_are_written(log):
     assert (entry.val_bpb, entry.param_count) == (1.25, 7)
     assert entry.metrics["np"] == 0.5 and entry.metrics["int"] == 3 and entry.metrics["mx"] == [1, 2]
     assert (
-        entry.metrics["path"] == "a/b" and entry.metrics["5"] == [1, 2] and entry.metrics["o"]["commit"] == "0123abcd"
+        entry.metrics["path"] == "a/b"
+        and entry.metrics["(5, 6)"] == [1, 2]
+        and entry.metrics["o"]["commit"] == "0123abcd"
     )
 
 

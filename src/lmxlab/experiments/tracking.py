@@ -192,7 +192,7 @@ def _to_line(entry: LogEntry) -> bytes:
 
 def _from_line(line: bytes) -> LogEntry:
     """Raises ValueError for anything that is not the line of an entry."""
-    row = json.loads(line.decode("utf-8"))
+    row = json.loads(line)
     if not isinstance(row, dict) or not all(isinstance(row.get(name) or {}, dict) for name in ("config", "metrics")):
         raise ValueError("not an entry")
     known: dict[str, Any] = {"timestamp": math.nan}  # a line without a time was not written now
