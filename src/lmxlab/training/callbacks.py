@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from lmxlab.models.base import evaluating
 from lmxlab.training.config import TrainConfig
 from lmxlab.training.events import Callback
 from lmxlab.training.loss import item, token_nats
@@ -134,15 +135,11 @@ class ValTracker(Callback):
             metrics["train_val_gap"] = loss - metrics["loss"]
 
     def _score(self) -> float:
-        training = self.model.training
-        self.model.eval()
-        try:
-            nats = tokens = 0.0
+        nats = tokens = 0.0
+        with evaluating(self.model):
             for x, y in self.val_batches:
                 batch_nats, count = token_nats(self.model, x, y)
                 nats, tokens = nats + item(batch_nats), tokens + item(count)
-        finally:
-            self.model.train(training)
         return nats / max(tokens, 1.0)
 
 

@@ -11,6 +11,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_map
 
 from lmxlab.errors import UserError
+from lmxlab.models.base import evaluating
 from lmxlab.training import resume
 from lmxlab.training.callbacks import Callback
 from lmxlab.training.config import TrainConfig
@@ -151,15 +152,11 @@ class Trainer:
                 )
             self._spent.append(eval_data)
         batches = eval_data() if callable(eval_data) else eval_data
-        training = self.model.training
-        self.model.eval()
-        try:
-            nats = tokens = 0.0
+        nats = tokens = 0.0
+        with evaluating(self.model):
             for batch in batches:
                 batch_nats, count = self._steps.score(*batch)
                 nats, tokens = nats + item(batch_nats), tokens + item(count)
-        finally:
-            self.model.train(training)
         if not tokens:
             raise UserError("The evaluation data holds no token to score: give at least one batch.")
         return {"eval_loss": nats / tokens}

@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 import mlx.nn as nn
+
 from lmxlab.training import TrainConfig
 
 VOCAB, WIDTH, LENGTH = 17, 16, 12
