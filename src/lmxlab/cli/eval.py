@@ -1,0 +1,69 @@
+"""`lmxlab eval`: score a trained model on the whole validation split."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+from tyro.extras import SubcommandApp
+
+from lmxlab.cli.render import duration, note, out, out_json
+from lmxlab.cli.runs import find_run
+from lmxlab.data import eval_batches, prepare
+from lmxlab.errors import UserError
+from lmxlab.experiments.run import load_model
+from lmxlab.experiments.score import score
+
+
+def register(app: SubcommandApp, arguments: list[str]) -> None:
+    app.command(name="eval")(evaluate)
+
+
+def evaluate(
+    run: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")],
+    /,
+    *,
+    max_tokens: int | None = None,
+    runs: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs"),
+    json: bool = False,
+) -> None:
+    """Score a trained model on the whole validation split.
+
+    Every token is scored once, with the context of the window it falls into. The figure of a training run is taken on a
+    part of the split, so it differs a little.
+
+    Example: lmxlab eval runs/gpt/20260101-120000
+
+    Args:
+        run: A run's folder, or its name in `lmxlab log list`.
+        max_tokens: Only the first so many tokens.
+        runs: Where run folders are looked up by name.
+        json: Print JSON instead of text.
+    """
+    if max_tokens is not None and max_tokens < 1:
+        raise UserError(f"--max-tokens must be at least 1, got {max_tokens}.")
+    folder = find_run(run, runs)
+    spec, model = load_model(folder)
+    prepared = prepare(spec.data)
+    note(f"scoring {spec.name} on {max_tokens or len(prepared.val):,} tokens of {spec.data.dataset} ...")
+    start = time.perf_counter()
+    result = score(model, eval_batches(prepared.val, 32, spec.seq_len, max_tokens), prepared.token_bytes)
+    seconds = time.perf_counter() - start
+    if json:
+        out_json(
+            {
+                "run": str(folder.path),
+                "val_loss": result.val_loss,
+                "perplexity": result.perplexity,
+                "val_bpb": result.val_bpb,
+                "tokens": result.tokens,
+                "bytes": result.bytes,
+                "seconds": seconds,
+            }
+        )
+        return
+    out(f"val_loss    {result.val_loss:.4f} nats per token")
+    out(f"perplexity  {result.perplexity:.3f} per token")
+    out(f"val_bpb     {result.val_bpb:.4f} bits per byte")
+    out(f"scored      {result.tokens:,} tokens, {result.bytes:,} bytes, in {duration(seconds)}")

@@ -1,0 +1,164 @@
+"""`lmxlab log list | show | best | tail`: the ledger of finished runs."""
+
+import dataclasses
+import json as jsonlib
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+from tyro.extras import SubcommandApp
+
+from lmxlab.cli.render import MISSING, duration, note, number, out, out_json, scaled, table
+from lmxlab.errors import UnknownNameError, UserError
+from lmxlab.experiments.tracking import ExperimentLog, LogEntry
+
+Ledger = Annotated[Path, tyro.conf.arg(metavar="FILE", help="The ledger to read.")]
+Json = Annotated[bool, tyro.conf.arg(help="Print JSON instead of text.")]
+LEDGER = Path("runs/results.jsonl")
+
+
+def register(app: SubcommandApp, arguments: list[str]) -> None:
+    group = SubcommandApp()
+    group.__doc__ = "The ledger of finished runs.\n\nExample: lmxlab log list"
+    for name, command in (("list", list_), ("show", show), ("best", best), ("tail", tail)):
+        group.command(name=name)(command)
+    app.command(group, name="log")
+
+
+def list_(*, ledger: Ledger = LEDGER, json: Json = False) -> None:
+    """Every run, oldest first.
+
+    Example: lmxlab log list
+    """
+    _print(_load(ledger), json)
+
+
+def show(run: Positional[str], /, *, ledger: Ledger = LEDGER, json: Json = False) -> None:
+    """One run: its results, settings and folder.
+
+    Example: lmxlab log show gpt/20260101-120000
+
+    Args:
+        run: The run as `lmxlab log list` names it, or the end of that name.
+    """
+    entries = _load(ledger)
+    found = [entry for entry in entries if run_name(entry) == run] or [
+        entry for entry in entries if run_name(entry).endswith(run)
+    ]
+    if not found:
+        raise UnknownNameError("run", run, {run_name(entry) for entry in entries})
+    entry = found[-1]
+    if json:
+        out_json(dataclasses.asdict(entry))
+        return
+    out(f"run          {run_name(entry)}")
+    out(f"folder       {ledger.parent / run_name(entry)}")
+    out(f"status       {entry.status}" + (f": {entry.description}" if entry.description else ""))
+    out(f"finished     {_when(entry)}")
+    out(f"commit       {entry.commit}")
+    out(f"seed         {entry.seed}")
+    for name in ("val_bpb", "val_loss", "train_loss"):
+        out(f"{name:<12} {number(entry.value(name))}")
+    out(f"parameters   {_count(entry.value('param_count'))}")
+    out(f"FLOPs        {scaled(entry.value('total_flops'), 'FLOP')}")
+    out(f"memory       {number(entry.value('peak_memory_mb'), 0)} MB at the peak")
+    for name, value in entry.metrics.items():
+        out(f"{name:<12} {value}")
+    out("settings")
+    for line in jsonlib.dumps(entry.config.get("spec", entry.config), indent=2).splitlines()[1:-1]:
+        out(f"  {line}")
+
+
+def best(
+    *, metric: str = "val_bpb", highest: bool = False, top: int = 10, ledger: Ledger = LEDGER, json: Json = False
+) -> None:
+    """The best runs first; runs that crashed or lack the metric are left out.
+
+    Runs on other data or another tokenizer are not comparable: look at their settings.
+
+    Example: lmxlab log best --top 3
+
+    Args:
+        metric: What to rank by: a field of the ledger or one of a run's metrics.
+        highest: Whether more is better.
+        top: How many to show.
+    """
+    kept = [(value, e) for e in _load(ledger) if e.status == "keep" and (value := e.value(metric)) is not None]
+    if not kept:
+        raise UserError(f"No finished run in {ledger} has {metric!r}.")
+    kept.sort(key=lambda pair: pair[0], reverse=highest)
+    _print([entry for _, entry in kept[:top]], json)
+
+
+def tail(*, n: int = 5, follow: bool = False, ledger: Ledger = LEDGER, json: Json = False) -> None:
+    """The latest runs.
+
+    Example: lmxlab log tail --follow
+
+    Args:
+        n: How many.
+        follow: Go on and print each run as it ends, until Ctrl-C.
+    """
+    entries = _load(ledger) if ledger.exists() or not follow else []
+    _print(entries[-n:] if n > 0 else [], json)
+    while follow:
+        time.sleep(1)
+        now = ExperimentLog(ledger).load()
+        for entry in now[len(entries) :]:
+            out("  ".join(_row(entry)))
+        entries = now
+
+
+def run_name(entry: LogEntry) -> str:
+    """The run's folder relative to the ledger's; entries of other programs have only the experiment's name."""
+    return str(entry.config.get("run", entry.experiment))
+
+
+def _load(path: Path) -> list[LogEntry]:
+    if not path.exists():
+        raise UserError(f"There is no ledger {str(path)!r} yet: train something first, or give --ledger FILE.")
+    return ExperimentLog(path).load()
+
+
+def _print(entries: Sequence[LogEntry], json: bool) -> None:
+    if json:
+        out_json([dataclasses.asdict(entry) for entry in entries])
+    elif not entries:
+        note("The ledger has no entry.")
+    else:
+        table(HEADER, _rows(entries))
+
+
+HEADER = ("run", "finished", "status", "seed", "val_bpb", "parameters", "tokens", "training")
+
+
+def _rows(entries: Iterable[LogEntry]) -> Iterable[list[str]]:
+    return (_row(entry) for entry in entries)
+
+
+def _row(entry: LogEntry) -> list[str]:
+    return [
+        run_name(entry),
+        _when(entry),
+        entry.status,
+        str(entry.seed),
+        number(entry.value("val_bpb")),
+        _count(entry.value("param_count")),
+        _count(entry.value("tokens")),
+        duration(entry.value("train_s")),
+    ]
+
+
+def _when(entry: LogEntry) -> str:
+    try:
+        return datetime.fromtimestamp(entry.timestamp).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, TypeError):
+        return MISSING  # the line has no time
+
+
+def _count(value: Any) -> str:
+    return MISSING if value is None else f"{value:,.0f}"

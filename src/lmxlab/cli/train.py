@@ -1,0 +1,209 @@
+"""`lmxlab train`: one model, from a design or a config file, with every setting on the command line."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+from tyro.extras import SubcommandApp
+
+from lmxlab.cli.data import default
+from lmxlab.cli.live import LiveView
+from lmxlab.cli.render import duration, note, number, out, out_json, scaled
+from lmxlab.cli.runs import find_run
+from lmxlab.core.config import ModelConfig
+from lmxlab.data import DataConfig, prepare
+from lmxlab.errors import UserError
+from lmxlab.experiments.designs import adapt, find_design
+from lmxlab.experiments.interrupt import Interrupted, stop_on_signals
+from lmxlab.experiments.run import execute, read_spec
+from lmxlab.experiments.spec import SECTIONS, Budget, RunSpec, from_table
+from lmxlab.experiments.tracking import ExperimentLog, LogEntry
+from lmxlab.training.config import TrainConfig
+from lmxlab.training.run_folder import RunFolder
+
+DEFAULT_DESIGN = "gpt"
+# What suits a small model on characters; a config file or a flag overrides each.
+LAB_OPTIM = {"learning_rate": 2e-3, "batch_size": 16, "min_lr_ratio": 0.1, "weight_decay": 0.1, "max_steps": 500}
+N = tyro.conf.arg(metavar="N")
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """Changes to the design. The [model] table of a config file takes every other field of the model, too."""
+
+    n_layers: Annotated[int | None, N] = None
+    """Depth."""
+    d_model: Annotated[int | None, N] = None
+    """Width."""
+    n_heads: Annotated[int | None, N] = None
+    """Attention heads."""
+    n_kv_heads: Annotated[int | None, N] = None
+    """Key/value heads of grouped-query attention."""
+    d_ff: Annotated[int | None, N] = None
+    """Width of the feed-forward layers."""
+    attention: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Such as mha, gqa."""
+    ffn: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Such as standard, gated, relu2."""
+    norm: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """rms_norm or layer_norm."""
+    position: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Such as rope, sinusoidal, learned, alibi, none."""
+    dropout: Annotated[float | None, tyro.conf.arg(metavar="P")] = None
+    """Dropout probability."""
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What the flags change: the settings of a design, a config file or a stored run.
+
+    Attributes:
+        source: as typed; None for a stored run.
+        model: `(vocab_size, seq_len) -> ModelConfig`.
+        values: the other fields of RunSpec that are known.
+    """
+
+    source: str | None
+    model: Callable[[int, int], ModelConfig]
+    values: dict[str, Any]
+
+    def get(self, name: str) -> Any:
+        default = next(f for f in dataclasses.fields(RunSpec) if f.name == name)
+        return self.values.get(name, default.default)
+
+
+def register(app: SubcommandApp, arguments: list[str]) -> None:
+    app.command(name="train")(_command(_base(arguments)))
+
+
+def _command(base: _Base) -> Callable[..., int]:
+    """The command, with the settings of the design or file as its defaults, so that --help shows those."""
+
+    def train(
+        design: Annotated[Positional[str | None], tyro.conf.arg(metavar="DESIGN | FILE")] = base.source,
+        /,
+        *,
+        name: str = base.get("name"),
+        seed: int = base.get("seed"),
+        seq_len: int = base.get("seq_len"),
+        eval_tokens: int = base.get("eval_tokens"),
+        sample_tokens: int = base.get("sample_tokens"),
+        budget: Budget = Budget(),  # noqa: B008 - frozen
+        data: DataConfig = base.values["data"],
+        optim: TrainConfig = base.values["optim"],
+        model: ModelFlags = ModelFlags(),
+        resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None,
+        runs: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs"),
+        json: bool = False,
+    ) -> int:
+        """Train one model and keep everything about it in a run folder.
+
+        Ctrl-C ends the step in progress, saves, and says how to go on.
+
+        Examples:
+          lmxlab train llama --budget.minutes 2
+          lmxlab train my.toml --optim.learning-rate 1e-3 --model.d-model 192
+          lmxlab train --resume gpt/20260101-120000
+
+        Args:
+            design: What to train; comes first. An architecture (`lmxlab list`) at laboratory size, a preset (gpt_10m),
+                or a config file (TOML) with the tables [model], [data], [optim], [budget]. Flags change what it says.
+            name: What to call the run.
+            seed: Decides the initial weights and the order of the data.
+            seq_len: Context in tokens.
+            eval_tokens: Validation tokens scored at the end, spread over the split; 0 for all of it.
+            sample_tokens: Length of the sample text.
+            resume: Go on with an interrupted run: its folder, or its name in `lmxlab log list`.
+            runs: Where run folders and the ledger (results.jsonl) go.
+            json: Print the result as JSON.
+        """
+        if design != base.source:
+            raise UserError(f"The design comes first: lmxlab train {design} --...")
+        if optim.seed != base.values["optim"].seed:
+            raise UserError("The seed of a run is set by --seed, not by --optim.seed.")
+        prepared = prepare(data)
+        changes = {key: value for key, value in dataclasses.asdict(model).items() if value is not None}
+        spec = RunSpec(
+            name=name,
+            model=adapt(base.model(prepared.vocab_size, seq_len), changes),
+            data=data,
+            optim=optim,
+            seq_len=seq_len,
+            budget=base.values["budget"] if budget == Budget() else budget,
+            seed=seed,
+            eval_tokens=eval_tokens,
+            sample_tokens=sample_tokens,
+        )
+        folder = RunFolder.create(runs, name) if resume is None else find_run(resume, runs)
+        ledger = ExperimentLog(_root(folder, runs) / "results.jsonl")
+        note(f"run folder: {folder.path}")
+        view = LiveView([spec], f"{name} on {data.dataset}")
+        with stop_on_signals() as stop:
+            try:
+                with view.shown():
+                    entry = execute(spec, folder, prepared, ledger, view, stop, resume=resume is not None)
+            except Interrupted:
+                note("Stopped; the state is saved. Go on with:")
+                note(f"  lmxlab train --resume {folder.path}")
+                return 130
+        _report(entry, folder, ledger, json)
+        return 0
+
+    return train
+
+
+def _base(arguments: list[str]) -> _Base:
+    """Where the flags start from: `train DESIGN ...`, else the run of --resume, else the default design."""
+    source = arguments[1] if len(arguments) > 1 and not arguments[1].startswith("-") else None
+    if source is None and (run := _option(arguments, "--resume")) is not None:
+        spec = read_spec(find_run(run, Path(_option(arguments, "--runs") or "runs")))
+        values = {f.name: getattr(spec, f.name) for f in dataclasses.fields(RunSpec)}
+        return _Base(None, lambda vocab_size, seq_len: spec.model, values)
+    design = find_design(source or DEFAULT_DESIGN)
+    table = design.settings
+    values = {key: value for key, value in table.items() if key not in (*SECTIONS, "model")}
+    values |= {section: from_table(kind, table.get(section, {}), section) for section, kind in SECTIONS.items()}
+    if "dataset" not in table.get("data", {}):
+        values["data"] = dataclasses.replace(values["data"], dataset=default())
+    values["optim"] = from_table(TrainConfig, {**LAB_OPTIM, **table.get("optim", {})}, "optim")
+    return _Base(source or DEFAULT_DESIGN, design.model, {"name": design.name, **values})
+
+
+def _option(arguments: list[str], flag: str) -> str | None:
+    """The value after `flag`, looked up before tyro parses: it decides what tyro's defaults are."""
+    for index, argument in enumerate(arguments):
+        if argument == flag and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _root(folder: RunFolder, runs: Path) -> Path:
+    """The folder of the ledger that a run belongs to: the nearest one above it that has a ledger, else `runs`."""
+    return next((above for above in folder.path.parents if (above / "results.jsonl").exists()), runs)
+
+
+def _report(entry: LogEntry, folder: RunFolder, ledger: ExperimentLog, json: bool) -> None:
+    if json:
+        out_json({**dataclasses.asdict(entry), "folder": str(folder.path)})
+        return
+    out(f"val_bpb      {number(entry.val_bpb)} bits per byte")
+    out(f"val_loss     {number(entry.val_loss)} nats per token")
+    out(f"train_loss   {number(entry.train_loss)} nats per token")
+    out(f"parameters   {entry.param_count:,}")
+    out(f"tokens       {entry.metrics['tokens']:,}")
+    out(f"FLOPs        {scaled(entry.total_flops)}")
+    out(f"training     {duration(entry.value('train_s'))} ({entry.metrics['tokens_per_s']:,.0f} tokens/s)")
+    rest = {name: entry.value(f"{name}_s") for name in ("data", "compile", "eval", "checkpoint", "sample")}
+    out("besides      " + ", ".join(f"{name} {duration(seconds)}" for name, seconds in rest.items() if seconds))
+    out("\nsample:")
+    for line in str(entry.metrics["sample"]).strip().splitlines():
+        out(f"  {line}")
+    out(f"\nrun      {folder.path}")
+    out(f"ledger   {ledger.path}")
+    out(f"more     lmxlab generate {folder.path} --prompt ...")

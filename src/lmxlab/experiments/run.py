@@ -1,0 +1,303 @@
+"""One training run, from data to ledger line: the only way in which lmxlab trains a model that it keeps.
+
+The clock tells apart what the seconds went to: `train_s` are the steps alone. The first step of a process, which also
+compiles, counts as `compile_s`; evaluations, checkpoints and the sample have entries of their own.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+
+from lmxlab.data import PreparedData, TokenBatches, eval_batches, prepare
+from lmxlab.data.batching import Batch
+from lmxlab.errors import UserError
+from lmxlab.experiments.budget import flops_per_step, steps_within, tokens_per_step, with_steps
+from lmxlab.experiments.interrupt import Interrupted, Stop
+from lmxlab.experiments.record import environment
+from lmxlab.experiments.recorder import Clock, Observer, Progress, Recorder
+from lmxlab.experiments.runner import git_commit
+from lmxlab.experiments.sample import sample_text
+from lmxlab.experiments.score import Score, score
+from lmxlab.experiments.spec import Budget, RunSpec, read_config
+from lmxlab.experiments.tracking import ExperimentLog, LogEntry
+from lmxlab.files import atomic_write
+from lmxlab.models.base import LanguageModel
+from lmxlab.training.checkpoints import load_checkpoint
+from lmxlab.training.run_folder import RunFolder
+from lmxlab.training.trainer import NonFiniteLoss, Trainer
+
+__all__ = ["Budget", "Observer", "Progress", "RunSpec", "execute", "measure_step_s", "read_spec"]
+
+logger = logging.getLogger(__name__)
+
+PROMPT_TOKENS = 32  # the sample continues this much of the validation text
+MEASURED_STEPS = 8
+EVAL_ROWS = 32  # sequences scored at once: larger than a training batch, since nothing is kept for a backward pass
+
+
+def execute(
+    spec: RunSpec,
+    folder: RunFolder,
+    prepared: PreparedData | None = None,
+    ledger: ExperimentLog | None = None,
+    observer: Observer | None = None,
+    stop: Stop | None = None,
+    resume: bool = False,
+) -> LogEntry:
+    """Trains the run that `spec` describes and writes everything about it into `folder`.
+
+    Args:
+        prepared: the data of `spec.data`, when the caller has it already.
+        ledger: gets one line when the run ends, also when it crashes.
+        observer: is told what happens.
+        stop: ends the run after the step in progress, once requested.
+        resume: go on from the folder's last good checkpoint, bit for bit as if the run had never stopped; without a
+            checkpoint the run starts again. A run that has ended returns its result.
+
+    Raises:
+        UserError: data too short, budget too small, a spec that differs from the folder's, a loss that is not finite.
+        Interrupted: `stop` was requested; a checkpoint is saved.
+    """
+    observer, stop, clock = observer or Observer(), stop or Stop(), Clock()
+    if resume and (entry := read_result(folder)) is not None:
+        _log_once(ledger, entry)
+        return entry
+    observer.phase(spec, "data")
+    with clock("data"):
+        prepared = prepared or prepare(spec.data)
+    if resume and (folder.config).exists():
+        spec = _same_run(spec, folder, prepared)
+    else:
+        spec = _settle(spec, prepared)
+        settings = {"spec": spec.to_dict(), "data": {"hash": prepared.hash, **prepared.info}, **environment()}
+        atomic_write(folder.config, json.dumps(settings, indent=2, default=str))
+    with _run_log(folder):
+        try:
+            return _train(spec, folder, prepared, ledger, observer, stop, clock)
+        except (Interrupted, KeyboardInterrupt):
+            logger.info("interrupted; the state is saved")
+            raise
+        except Exception as error:
+            logger.error("crashed: %s", error, exc_info=not isinstance(error, UserError))
+            observer.done(spec, None)
+            entry = _entry(spec, folder, ledger, status="crash", description=f"{type(error).__name__}: {error}")
+            _log_once(ledger, entry)
+            raise
+
+
+def _train(
+    spec: RunSpec,
+    folder: RunFolder,
+    prepared: PreparedData,
+    ledger: ExperimentLog | None,
+    observer: Observer,
+    stop: Stop,
+    clock: Clock,
+) -> LogEntry:
+    mx.reset_peak_memory()
+    batches = TokenBatches(prepared.train, spec.optim.batch_size, spec.seq_len, seed=spec.seed)
+    curve = list(_eval_batches(spec, prepared, max(1, spec.eval_tokens // 4)))
+    model = build_model(spec)
+    recorder = Recorder(spec, model, folder, curve, prepared.token_bytes, clock, observer, stop)
+    trainer = Trainer(model, spec.optim, callbacks=[recorder], checkpointer=recorder.checkpoint)
+    checkpoint = folder.latest_checkpoint()
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+        logger.info("resumed at step %d from %s", trainer.step, checkpoint)
+    folder.rewind_metrics(trainer.step)
+    logger.info("%s: %d steps, seed %d", spec.name, spec.optim.max_steps, spec.seed)
+    try:
+        trainer.train(batches)
+    except NonFiniteLoss as error:
+        kept = folder.latest_checkpoint()
+        raise UserError(f"{error} " + (f"It is kept in {kept}." if kept else "None had been saved yet.")) from None
+    if trainer.step < spec.optim.max_steps:
+        raise Interrupted
+    observer.phase(spec, "eval")
+    with clock("eval"):
+        result = score(model, _eval_batches(spec, prepared, spec.eval_tokens), prepared.token_bytes)
+        recorder.evaluate(trainer.step)
+    observer.phase(spec, "sample")
+    with clock("sample"):
+        text = _write_sample(spec, folder, model, prepared)
+    entry = _entry(spec, folder, ledger, status="keep", **_measured(spec, recorder, result, model, text))
+    atomic_write(folder.result, json.dumps(dataclasses.asdict(entry), indent=2))
+    _log_once(ledger, entry)
+    logger.info("done: val_bpb %.4f", entry.val_bpb)
+    observer.done(spec, entry.val_bpb)
+    return entry
+
+
+def build_model(spec: RunSpec) -> LanguageModel:
+    """The untrained model of a run: its weights depend on the seed and the config alone."""
+    mx.random.seed(spec.seed)
+    model = LanguageModel(spec.model)
+    mx.eval(model.parameters())
+    return model
+
+
+def load_model(folder: RunFolder) -> tuple[RunSpec, LanguageModel]:
+    """The spec and the trained model of a run folder, from its last good checkpoint.
+
+    Raises:
+        UserError: if the folder has no config.json or no checkpoint that can be read.
+    """
+    spec = read_spec(folder)
+    checkpoint = folder.latest_checkpoint()
+    if checkpoint is None:
+        raise UserError(f"{folder.path} has no checkpoint that can be read: train it first.")
+    model = build_model(spec)
+    load_checkpoint(checkpoint, model)
+    return spec, model
+
+
+def read_spec(folder: RunFolder) -> RunSpec:
+    """The spec that a run folder was made with; UserError when it is no run folder."""
+    return RunSpec.from_dict(read_config(folder.config))
+
+
+def read_result(folder: RunFolder) -> LogEntry | None:
+    """The result of a run that ended well, None while it has none."""
+    try:
+        return LogEntry(**json.loads((folder.result).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def measure_step_s(spec: RunSpec, prepared: PreparedData) -> float:
+    """Seconds per training step on this machine now: the median of a few, compiled, of a model that is thrown away."""
+    model = build_model(spec)
+    trainer = Trainer(model, with_steps(spec, 1000).optim)
+    batches = TokenBatches(prepared.train, spec.optim.batch_size, spec.seq_len, seed=spec.seed)
+    seconds = []
+    for _ in range(MEASURED_STEPS + 1):
+        group = [next(batches) for _ in range(spec.optim.grad_accumulation_steps)]
+        start = time.perf_counter()
+        trainer.train_step(group[0]) if len(group) == 1 else trainer.train_step_accumulated(group)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])  # the first one compiles
+
+
+def _eval_batches(spec: RunSpec, prepared: PreparedData, max_tokens: int) -> Iterable[Batch]:
+    """Validation batches of about max_tokens targets spread over the split; of all of it for 0."""
+    rows = max(spec.optim.batch_size, EVAL_ROWS)
+    return eval_batches(prepared.val, rows, spec.seq_len, max_tokens or None)
+
+
+def _settle(spec: RunSpec, prepared: PreparedData) -> RunSpec:
+    """The spec with the number of steps that its budget buys."""
+    if spec.model.vocab_size < prepared.vocab_size:
+        raise UserError(
+            f"The model's vocab_size is {spec.model.vocab_size}, but the tokenizer has {prepared.vocab_size} tokens: "
+            f"set vocab_size to {prepared.vocab_size} or leave it out."
+        )
+    if spec.budget.minutes is None:
+        return with_steps(spec, steps_within(spec))
+    return with_steps(spec, max(1, int(60 * spec.budget.minutes / measure_step_s(spec, prepared))))
+
+
+def _same_run(spec: RunSpec, folder: RunFolder, prepared: PreparedData) -> RunSpec:
+    """The folder's own spec, after checking that it is the run that was asked for.
+
+    Raises:
+        UserError: naming the settings, or the data, that differ.
+    """
+    settings = json.loads((folder.config).read_text())
+    stored = read_spec(folder)
+    asked, there = _flat(spec.to_dict()), _flat(stored.to_dict())
+    # These follow from the budget and the seed, which are compared themselves.
+    derived = {"optim.max_steps", "optim.warmup_steps", "optim.seed"}
+    keys = sorted((asked.keys() | there.keys()) - derived)
+    differ = [key for key in keys if asked.get(key) != there.get(key)]
+    if differ:
+        changes = ", ".join(f"{key} is {there.get(key)!r} there, {asked.get(key)!r} asked" for key in differ[:4])
+        raise UserError(
+            f"{folder.path} is a run with other settings: {changes}. Resume it without settings, or start a new run."
+        )
+    if settings.get("data", {}).get("hash") != prepared.hash:
+        raise UserError(f"The data of {folder.path} has changed since it was started: start a new run.")
+    return stored
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _write_sample(spec: RunSpec, folder: RunFolder, model: LanguageModel, prepared: PreparedData) -> str:
+    """Continues the beginning of the validation text and keeps the result in samples/."""
+    prompt = [int(token) for token in prepared.val[: min(PROMPT_TOKENS, spec.seq_len)]]
+    text = sample_text(model, prepared.tokenizer, prompt, spec.sample_tokens, spec.seq_len, spec.seed)
+    atomic_write(
+        folder.samples / f"step-{spec.optim.max_steps}.json",
+        json.dumps({"prompt": prepared.tokenizer.decode(prompt), "text": text}, indent=2, ensure_ascii=False),
+    )
+    return text
+
+
+def _measured(spec: RunSpec, recorder: Recorder, result: Score, model: LanguageModel, sample: str) -> dict[str, Any]:
+    """The fields of the ledger entry of a run that ended well."""
+    steps = spec.optim.max_steps
+    return {
+        "val_bpb": result.val_bpb,
+        "val_loss": result.val_loss,
+        "train_loss": recorder.train_loss,
+        "param_count": model.count_parameters(),
+        "total_flops": float(steps * flops_per_step(spec)),
+        "peak_memory_mb": mx.get_peak_memory() / 2**20,
+        "wall_time_s": sum(recorder.seconds.values()),
+        "metrics": {
+            "steps": steps,
+            "tokens": steps * tokens_per_step(spec),
+            "tokens_per_s": recorder.tokens_per_s,
+            "scored_tokens": result.tokens,
+            **{f"{phase}_s": round(seconds, 3) for phase, seconds in recorder.seconds.items()},
+            "curve": recorder.curve,
+            "sample": sample,
+        },
+    }
+
+
+def _entry(spec: RunSpec, folder: RunFolder, ledger: ExperimentLog | None, **values: Any) -> LogEntry:
+    """A ledger line; the run is named by its folder, relative to the ledger, so that both can be moved together."""
+    root = ledger.path.parent if ledger else folder.path.parent
+    run = os.path.relpath(folder.path, root)
+    config = {"run": run, "spec": spec.to_dict()}
+    return LogEntry(experiment=spec.name, commit=git_commit(), config=config, seed=spec.seed, **values)
+
+
+def _log_once(ledger: ExperimentLog | None, entry: LogEntry) -> None:
+    """Appends the entry unless the ledger has it: a killed process may have died between the folder and the ledger."""
+    if ledger is None:
+        return
+    ours = (entry.config.get("run"), entry.timestamp)
+    if all((other.config.get("run"), other.timestamp) != ours for other in ledger.load()):
+        ledger.log(entry)
+
+
+@contextmanager
+def _run_log(folder: RunFolder) -> Iterator[None]:
+    """Sends what lmxlab logs to the folder's run.log."""
+    handler = logging.FileHandler(folder.log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger("lmxlab")
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()
