@@ -33,7 +33,7 @@ test: $(DEV)  ## the tests, but for the slow ones (ARGS="-k cache")
 	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
 
 slow: $(DEV)  ## the slow tests
-	$(BIN)/python -m pytest -q -m slow $(ARGS)
+	$(BIN)/python -m pytest -q -m slow $(ARGS) || test $$? -eq 5  # 5: there is none
 
 oracles: $(ORACLE)  ## install PyTorch, transformers and other references, and test against them
 	$(BIN)/python -m pytest -q -m oracle $(ARGS)
