@@ -20,7 +20,9 @@ from lmxlab.errors import UserError
 class RoPE(nn.Module):
     """Rotates q and k by angles proportional to the position (2104.09864), halves not interleaved, over head_dim.
 
-    With `config.rope_scaling` the frequencies are those of `rope_scaling.inverse_frequencies`.
+    With `config.rope_scaling` the frequencies are those of `rope_scaling.inverse_frequencies`. Its kind "dynamic" is
+    defined by the length of the pass: beyond the trained context a longer pass gives earlier tokens other angles, so
+    there, and only there, cached steps are not the steps of one long pass, in this or any other library.
     """
 
     def __init__(self, config: BlockConfig):

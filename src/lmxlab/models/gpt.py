@@ -2,7 +2,10 @@
 
 import math
 
+import mlx.core as mx
+
 from lmxlab.core.config import BlockConfig, ModelConfig
+from lmxlab.models.hf_config import HFConfig
 
 
 def gpt_config(
@@ -125,3 +128,61 @@ def gpt2_large() -> ModelConfig:
 def gpt2_xl() -> ModelConfig:
     """GPT-2 XL, 1558 M parameters (Radford et al. 2019, table 2)."""
     return gpt2_config(d_model=1600, n_heads=25, n_layers=48)
+
+
+def config_from_gpt2(hf: HFConfig) -> ModelConfig:
+    """The config of a GPT2LMHeadModel. Dropout is a choice of training and is not taken over."""
+    hf.require("vocab_size", "n_embd", "n_layer", "n_head")
+    hf.refuse_unless(
+        scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False, pruned_heads={}
+    )
+    block = BlockConfig(
+        attention="mha",
+        ffn="standard",
+        norm="layer_norm",
+        position="learned",
+        d_model=hf["n_embd"],
+        n_heads=hf["n_head"],
+        d_ff=hf.get("n_inner", 4 * hf["n_embd"]),
+        max_seq_len=hf.get("n_positions", 1024),
+        norm_eps=hf.get("layer_norm_epsilon", 1e-5),
+        activation=hf.choose(
+            "activation_function",
+            {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"},
+            default="gelu_new",
+        ),
+    )
+    return ModelConfig(block, hf["vocab_size"], hf["n_layer"], tie_embeddings=hf.get("tie_word_embeddings", True))
+
+
+GPT2_NAMES = {
+    "wte": "embed",
+    "wpe": "embed_position",
+    "ln_f": "final_norm",
+    "lm_head": "head",
+    "ln_1": "attn_norm",
+    "ln_2": "ffn_norm",
+    "attn.c_proj": "attention.o_proj",
+    "mlp.c_fc": "ffn.up",
+    "mlp.c_proj": "ffn.down",
+}
+
+
+def weights_from_gpt2(name: str, array: mx.array) -> dict[str, mx.array]:
+    """Our names and arrays for one of a GPT2LMHeadModel; {} for a name that it does not have.
+
+    GPT-2 keeps its matrices as (in, out) ("Conv1D") and q, k, v side by side in one of them.
+    """
+    path, _, kind = name.removeprefix("transformer.").rpartition(".")
+    if kind not in ("weight", "bias"):
+        return {}
+    prefix = ""
+    if path.startswith("h."):
+        _, layer, path = path.split(".", 2)
+        prefix = f"blocks.{layer}."
+    if array.ndim == 2 and prefix:
+        array = array.T
+    if path == "attn.c_attn":
+        parts = zip("qkv", mx.split(array, 3, axis=0), strict=True)
+        return {f"{prefix}attention.{letter}_proj.{kind}": part for letter, part in parts}
+    return {f"{prefix}{GPT2_NAMES[path]}.{kind}": array} if path in GPT2_NAMES else {}
