@@ -1,0 +1,74 @@
+"""Tiny configs of every architecture, and models with weights large enough to show a mistake."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+from lmxlab.core.config import ModelConfig
+from lmxlab.core.rope_scaling import RopeScaling
+from lmxlab.models.base import LanguageModel
+from lmxlab.models.gpt import gpt2_config, gpt_config
+from lmxlab.models.llama import llama_config
+
+SIZE = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_layers": 2, "d_ff": 48, "max_seq_len": 40}
+TRAINED_TOKENS = 8  # of the scaled rotary kinds: shorter than the sequences here, so that the scaling bites
+
+
+def _with(config: ModelConfig, **block: Any) -> ModelConfig:
+    return dataclasses.replace(config, block=dataclasses.replace(config.block, **block))
+
+
+def _llama(scaling: RopeScaling | None = None) -> ModelConfig:
+    return llama_config(**SIZE, n_kv_heads=2, rope_scaling=scaling)
+
+
+ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
+    "gpt": lambda: gpt_config(**SIZE),
+    "gpt2": lambda: gpt2_config(**SIZE),
+    "llama": _llama,
+    "llama3-scaling": lambda: _llama(RopeScaling("llama3", 4.0, TRAINED_TOKENS)),
+    "linear-scaling": lambda: _llama(RopeScaling("linear", 4.0)),
+    # Beyond its trained context a dynamic pass depends on its own length: tests/core/test_position.py looks there.
+    "dynamic-scaling": lambda: _llama(RopeScaling("dynamic", 4.0, SIZE["max_seq_len"])),
+    "yarn-scaling": lambda: _llama(RopeScaling("yarn", 4.0, TRAINED_TOKENS)),
+    "alibi": lambda: _with(gpt_config(**SIZE), position="alibi"),
+    "no-position": lambda: _with(gpt_config(**SIZE), position="none"),
+    "qk-norm": lambda: _with(_llama(), qk_norm=True),
+    "wide-heads": lambda: _with(_llama(), head_dim=16),
+    "post-norm": lambda: _with(gpt_config(**SIZE), pre_norm=False),
+    "relu2": lambda: _with(gpt_config(**SIZE), ffn="relu2"),
+    "gated-relu2": lambda: _with(_llama(), ffn="gated_relu2"),
+    "attention-only": lambda: _with(_llama(), ffn="none"),
+    "mup": lambda: gpt_config(**SIZE, mup_base_width=16),
+    "mixed-layers": lambda: dataclasses.replace(
+        _llama(),
+        block_configs=(
+            dataclasses.replace(_llama().block, position="none", attention="mha"),
+            dataclasses.replace(_llama().block, position="alibi"),
+        ),
+    ),
+}
+
+
+def build(config: ModelConfig, std: float = 0.15) -> LanguageModel:
+    """A model whose every weight is redrawn from N(0, std^2), norms around 1: no symmetry is left to hide behind."""
+    model = LanguageModel(config)
+    redrawn = []
+    for name, array in tree_flatten(model.parameters()):
+        centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        redrawn.append((name, centre + std * mx.random.normal(array.shape)))
+    model.update(tree_unflatten(redrawn))
+    mx.eval(model.parameters())
+    return model
+
+
+def tokens(batch: int, length: int) -> mx.array:
+    return mx.random.randint(0, SIZE["vocab_size"], (batch, length))
+
+
+def gap(a: mx.array, b: mx.array) -> float:
+    """Largest absolute difference."""
+    return float(mx.abs(a.astype(mx.float32) - b.astype(mx.float32)).max())
