@@ -127,7 +127,7 @@ def test_the_level_of_a_pair_is_the_one_that_holms_procedure_stopped_at():
 
 
 def test_among_many_pairs_more_seeds_are_needed():
-    designs = {"a": [1.0, 1.1, 1.3], "b": [1.1, 1.15, 1.2], "c": [1.2, 1.1, 1.25]}
+    designs = {"a": [1.0, 1.1, 1.3], "b": [1.1, 1.3, 1.4], "c": [1.2, 1.1, 1.25]}
     verdict = decide(designs)[0]
     assert verdict.confidence == pytest.approx(1 - 0.05 / 3)
     assert verdict.seeds_needed == seeds_needed(verdict.comparison, alpha=0.05 / 3) > seeds_needed(verdict.comparison)

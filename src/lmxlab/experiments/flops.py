@@ -6,7 +6,7 @@ and the embedding look-up are not counted.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lmxlab.errors import UserError
 
@@ -51,7 +51,7 @@ def estimate_flops_per_step(
         attention_len: the length that attention is counted at; by default the blocks' `max_seq_len`, whatever `seq_len`
             is. A budget gives `attention_len=seq_len`.
     """
-    config: ModelConfig = getattr(model_config, "config", model_config)
+    config = cast("ModelConfig", getattr(model_config, "config", model_config))
     return estimate_flops_per_token(config, attention_len) * batch_size * seq_len * (1 + BACKWARD)
 
 
