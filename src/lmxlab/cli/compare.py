@@ -6,12 +6,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
 from lmxlab.cli.data import default
 from lmxlab.cli.live import LiveView
+from lmxlab.cli.options import DATASET, RUNS, Json, Runs, Tokenizer, option
 from lmxlab.cli.render import duration, note, number, out, out_json, p_value, scaled, table
 from lmxlab.data import DataConfig, prepare
 from lmxlab.errors import UserError
@@ -31,50 +31,56 @@ def register(app: SubcommandApp, arguments: list[str]) -> None:
 
 
 def compare_(
-    designs: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="DESIGN")],
+    designs: Annotated[
+        Positional[tuple[str, ...]],
+        option("Two or more: names, presets or config files.", "DESIGN DESIGN ...", default=""),
+    ],
     /,
     *,
-    flops: Annotated[float | None, tyro.conf.arg(metavar="N")] = None,
-    minutes: Annotated[float | None, tyro.conf.arg(metavar="M")] = None,
-    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N | SEED SEED ...")] = (3,),
-    dataset: Annotated[str | None, tyro.conf.arg(metavar="NAME | PATH")] = None,
-    tokenizer: Annotated[str, tyro.conf.arg(metavar="NAME")] = "char",
-    seq_len: int = 64,
-    batch_size: int = 16,
-    learning_rate: float = 2e-3,
-    eval_tokens: int = 65_536,
-    match_all: bool = False,
-    runs: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs"),
-    resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
-    json: bool = False,
+    flops: Annotated[
+        float | None,
+        option("Training budget of each run in FLOPs, such as 2e12.", "N", f"{DEFAULT_FLOPS:.1e}, 2 minutes in all"),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        option(
+            "Instead of --flops: about how long the training of all runs together may take. Speed is measured first, "
+            "then every run gets the same FLOPs; compiling and scoring come on top.",
+            "M",
+            default="",
+        ),
+    ] = None,
+    seeds: Annotated[
+        tuple[int, ...],
+        option("One number: how many seeds (0, 1, ...). Several numbers: these very seeds.", "N | SEED SEED ..."),
+    ] = (3,),
+    dataset: Annotated[str | None, option(DATASET, "NAME | PATH", "shakespeare")] = None,
+    tokenizer: Tokenizer = "char",
+    seq_len: Annotated[int, option("Context in tokens.")] = 64,
+    batch_size: Annotated[int, option("Sequences per step.")] = 16,
+    learning_rate: Annotated[
+        float, option("Peak learning rate of AdamW, for designs whose file has no [optim] table.")
+    ] = 2e-3,
+    eval_tokens: Annotated[
+        int, option("Validation tokens that the score is taken on, spread over the split; 0 for all of it.")
+    ] = 65_536,
+    match_all: Annotated[bool, option("Bring presets and config files to the common size, too.", default="")] = False,
+    runs: Runs = RUNS,
+    resume: Annotated[
+        Path | None,
+        option("Go on with the interrupted comparison in this folder, with its settings.", "FOLDER", default=""),
+    ] = None,
+    json: Json = False,
 ) -> int:
     """Train designs under the same FLOP budget with paired seeds, and say which learns better.
 
-    A design is the name of an architecture (`lmxlab list`), brought to the same number of parameters as the others
-    within 5%; a preset (gpt_10m); or a config file with a [model] table (TOML), taken as it is.
+    A design is the name of an architecture (`lmxlab list`), brought to the size of the others within 5%; a preset, such
+    as gpt_10m; or a config file (TOML) with a [model] table, taken as it is.
 
-    Examples:
+    Example calls:
       lmxlab compare gpt llama
       lmxlab compare gpt llama my.toml --minutes 10 --seeds 5 --dataset book.txt
       lmxlab compare --resume runs/compare/20260101-120000
-
-    Args:
-        designs: Two or more: names, presets or config files.
-        flops: Training budget of each run in FLOPs, such as 2e12 (default: 1e12, about 2 minutes in all on 2 cores).
-        minutes: Instead of --flops: about how long the training of all runs together may take. Speed is measured first,
-            then every run gets the same FLOPs; evaluation comes on top.
-        seeds: One number: how many seeds (0, 1, ...). Several: these very seeds.
-        dataset: What to train on: a dataset's name, or a text, JSONL or parquet file or a folder of them
-            (default: shakespeare).
-        tokenizer: char, bpe:SIZE, tiktoken:NAME, hf:REPO, or a tokenizer's JSON file.
-        seq_len: Context in tokens.
-        batch_size: Sequences per step.
-        learning_rate: Peak learning rate of AdamW, for designs whose file does not set [optim].
-        eval_tokens: Validation tokens that the final score is taken on, spread over the split; 0 for all of it.
-        match_all: Bring presets and config files to the common size, too.
-        runs: Where run folders and the ledger (results.jsonl) go.
-        resume: Go on with an interrupted comparison; its settings are kept.
-        json: Print the result as JSON.
     """
     start = time.monotonic()
     if resume is None:

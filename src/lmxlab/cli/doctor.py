@@ -4,6 +4,7 @@ import dataclasses
 
 from tyro.extras import SubcommandApp
 
+from lmxlab.cli.options import Json
 from lmxlab.cli.render import note, out, out_json
 from lmxlab.doctor import Report, examine
 
@@ -12,13 +13,10 @@ def register(app: SubcommandApp, arguments: list[str]) -> None:
     app.command(name="doctor")(doctor)
 
 
-def doctor(*, json: bool = False) -> None:
+def doctor(*, json: Json = False) -> None:
     """What this machine can do, and what would make it faster.
 
     Example: lmxlab doctor
-
-    Args:
-        json: Print JSON instead of text.
     """
     note("measuring ...")
     report = examine()

@@ -1,13 +1,12 @@
 """`lmxlab eval`: score a trained model on the whole validation split."""
 
 import time
-from pathlib import Path
 from typing import Annotated
 
-import tyro
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
+from lmxlab.cli.options import RUNS, Json, Runs, option
 from lmxlab.cli.render import duration, note, out, out_json
 from lmxlab.cli.runs import find_run
 from lmxlab.data import eval_batches, prepare
@@ -21,12 +20,12 @@ def register(app: SubcommandApp, arguments: list[str]) -> None:
 
 
 def evaluate(
-    run: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")],
+    run: Annotated[Positional[str], option("A run's folder, or its name in `lmxlab log list`.", "RUN")],
     /,
     *,
-    max_tokens: int | None = None,
-    runs: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs"),
-    json: bool = False,
+    max_tokens: Annotated[int | None, option("About so many tokens, spread over the split.", "N", "all of it")] = None,
+    runs: Runs = RUNS,
+    json: Json = False,
 ) -> None:
     """Score a trained model on the whole validation split.
 
@@ -34,12 +33,6 @@ def evaluate(
     part of the split, so it differs a little.
 
     Example: lmxlab eval runs/gpt/20260101-120000
-
-    Args:
-        run: A run's folder, or its name in `lmxlab log list`.
-        max_tokens: Only the first so many tokens.
-        runs: Where run folders are looked up by name.
-        json: Print JSON instead of text.
     """
     if max_tokens is not None and max_tokens < 1:
         raise UserError(f"--max-tokens must be at least 1, got {max_tokens}.")

@@ -1,14 +1,13 @@
 """`lmxlab generate`: continue a text with a trained model."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import mlx.core as mx
-import tyro
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
+from lmxlab.cli.options import RUNS, Json, Runs, option
 from lmxlab.cli.render import note, out_json
 from lmxlab.cli.runs import find_run
 from lmxlab.data import prepare
@@ -22,32 +21,27 @@ def register(app: SubcommandApp, arguments: list[str]) -> None:
 
 
 def generate(
-    run: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")],
+    run: Annotated[Positional[str], option("A run's folder, or its name in `lmxlab log list`.", "RUN")],
     /,
     *,
-    prompt: str = "\n",
+    prompt: Annotated[str, option("The text to continue.", "TEXT", "a line break")] = "\n",
     max_tokens: int = 200,
     temperature: float = 0.8,
     top_k: int = 0,
     top_p: float = 1.0,
-    seed: int | None = None,
-    runs: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs"),
-    json: bool = False,
+    seed: Annotated[int | None, option("Makes the text the same every time.", "N", "a new one")] = None,
+    runs: Runs = RUNS,
+    json: Json = False,
 ) -> None:
     """Continue a text with a trained model.
 
     Example: lmxlab generate runs/gpt/20260101-120000 --prompt "To be, or not" --max-tokens 300
 
     Args:
-        run: A run's folder, or its name in `lmxlab log list`.
-        prompt: The text to continue.
         max_tokens: How many tokens to write.
         temperature: 0 always takes the likeliest token; 1 samples as the model learned it.
         top_k: Sample among the k likeliest tokens; 0 among all.
         top_p: Sample among the likeliest tokens that together have this probability.
-        seed: Makes the text the same every time.
-        runs: Where run folders are looked up by name.
-        json: Print JSON instead of streaming the text.
     """
     if max_tokens < 0:
         raise UserError(f"--max-tokens must be 0 or more, got {max_tokens}.")
@@ -56,10 +50,7 @@ def generate(
     spec, model = load_model(find_run(run, runs))
     tokenizer = prepare(spec.data).tokenizer
     model.eval()
-    try:
-        tokens = tokenizer.encode(prompt)
-    except KeyError as error:
-        raise UserError(f"The prompt holds a character that the model's tokenizer never saw: {error.args[0]}") from None
+    tokens = tokenizer.encode(prompt)
     if not tokens:
         raise UserError("The prompt is empty: give at least one character with --prompt.")
     if seed is not None:

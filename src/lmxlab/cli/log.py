@@ -8,17 +8,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
+from lmxlab.cli.options import RUNS, Json, option
 from lmxlab.cli.render import MISSING, duration, note, number, out, out_json, scaled, table
 from lmxlab.errors import UnknownNameError, UserError
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
 
-Ledger = Annotated[Path, tyro.conf.arg(metavar="FILE", help="The ledger to read.")]
-Json = Annotated[bool, tyro.conf.arg(help="Print JSON instead of text.")]
-LEDGER = Path("runs/results.jsonl")
+Ledger = Annotated[Path, option("The ledger to read.", "FILE")]
+LEDGER = RUNS / "results.jsonl"
 
 
 def register(app: SubcommandApp, arguments: list[str]) -> None:
@@ -94,13 +93,18 @@ def best(
     _print([entry for _, entry in kept[:top]], json)
 
 
-def tail(*, n: int = 5, follow: bool = False, ledger: Ledger = LEDGER, json: Json = False) -> None:
+def tail(
+    *,
+    n: Annotated[int, option("How many.", aliases=["-n"])] = 5,
+    follow: bool = False,
+    ledger: Ledger = LEDGER,
+    json: Json = False,
+) -> None:
     """The latest runs.
 
     Example: lmxlab log tail --follow
 
     Args:
-        n: How many.
         follow: Go on and print each run as it ends, until Ctrl-C.
     """
     entries = _load(ledger) if ledger.exists() or not follow else []

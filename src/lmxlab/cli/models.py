@@ -4,10 +4,10 @@ import argparse
 import dataclasses
 from typing import Annotated, Any
 
-import tyro
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
+from lmxlab.cli.options import Json, option
 from lmxlab.cli.render import note, out, out_json
 from lmxlab.core.config import ModelConfig
 from lmxlab.errors import unknown_name
@@ -23,9 +23,8 @@ from lmxlab.models.families import FAMILIES
 # name -> (full factory, tiny factory)
 ARCHITECTURES = {name: (family.config, family.tiny) for name, family in FAMILIES.items()}
 
-Arch = Annotated[Positional[str], tyro.conf.arg(metavar="ARCH", help="Name of an architecture: see `lmxlab list`.")]
-Tiny = Annotated[bool, tyro.conf.arg(help="The small version for tests instead of the full one.")]
-Json = Annotated[bool, tyro.conf.arg(help="Print JSON instead of text.")]
+Arch = Annotated[Positional[str], option("Name of an architecture: see `lmxlab list`.", "ARCH")]
+Tiny = Annotated[bool, option("The small version for tests instead of the full one.", default="")]
 
 
 def register(app: SubcommandApp, arguments: list[str]) -> None:

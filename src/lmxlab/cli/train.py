@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
 from lmxlab.cli.data import default
 from lmxlab.cli.live import LiveView
+from lmxlab.cli.options import RUNS, Json, Runs, option
 from lmxlab.cli.render import duration, note, number, out, out_json, scaled
 from lmxlab.cli.runs import find_run
 from lmxlab.core.config import ModelConfig
@@ -28,33 +28,36 @@ from lmxlab.training.run_folder import RunFolder
 DEFAULT_DESIGN = "gpt"
 # What suits a small model on characters; a config file or a flag overrides each.
 LAB_OPTIM = {"learning_rate": 2e-3, "batch_size": 16, "min_lr_ratio": 0.1, "weight_decay": 0.1, "max_steps": 500}
-N = tyro.conf.arg(metavar="N")
+
+
+def _own(help: str, metavar: str) -> Any:
+    return option(help, metavar, default="the design's")
 
 
 @dataclass(frozen=True)
 class ModelFlags:
     """Changes to the design. The [model] table of a config file takes every other field of the model, too."""
 
-    n_layers: Annotated[int | None, N] = None
-    """Depth."""
-    d_model: Annotated[int | None, N] = None
-    """Width."""
-    n_heads: Annotated[int | None, N] = None
-    """Attention heads."""
-    n_kv_heads: Annotated[int | None, N] = None
-    """Key/value heads of grouped-query attention."""
-    d_ff: Annotated[int | None, N] = None
-    """Width of the feed-forward layers."""
-    attention: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Such as mha, gqa."""
-    ffn: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Such as standard, gated, relu2."""
-    norm: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """rms_norm or layer_norm."""
-    position: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Such as rope, sinusoidal, learned, alibi, none."""
-    dropout: Annotated[float | None, tyro.conf.arg(metavar="P")] = None
-    """Dropout probability."""
+    n_layers: Annotated[int | None, _own("Depth.", "N")] = None
+    d_model: Annotated[int | None, _own("Width.", "N")] = None
+    n_heads: Annotated[int | None, _own("Attention heads.", "N")] = None
+    n_kv_heads: Annotated[int | None, _own("Key/value heads of grouped-query attention.", "N")] = None
+    d_ff: Annotated[int | None, _own("Width of the feed-forward layers.", "N")] = None
+    attention: Annotated[str | None, _own("Such as mha, gqa.", "NAME")] = None
+    ffn: Annotated[str | None, _own("Such as standard, gated, relu2.", "NAME")] = None
+    norm: Annotated[str | None, _own("rms_norm or layer_norm.", "NAME")] = None
+    position: Annotated[str | None, _own("Such as rope, sinusoidal, learned, alibi, none.", "NAME")] = None
+    dropout: Annotated[float | None, _own("Dropout probability.", "P")] = None
+
+
+@dataclass(frozen=True)
+class BudgetFlags:
+    """How long to train: give one of these, or --optim.max-steps."""
+
+    flops: Annotated[float | None, option("Of forward and backward passes, such as 2e12.", "N", default="")] = None
+    minutes: Annotated[float | None, option("Minutes, turned into steps by measuring first.", "M", default="")] = None
+    steps: Annotated[int | None, option("Optimizer steps.", "N", default="")] = None
+    tokens: Annotated[int | None, option("Training tokens.", "N", default="")] = None
 
 
 @dataclass(frozen=True)
@@ -84,42 +87,44 @@ def _command(base: _Base) -> Callable[..., int]:
     """The command, with the settings of the design or file as its defaults, so that --help shows those."""
 
     def train(
-        design: Annotated[Positional[str | None], tyro.conf.arg(metavar="DESIGN | FILE")] = base.source,
+        design: Annotated[
+            Positional[str | None],
+            option(
+                "What to train; comes first. An architecture (`lmxlab list`) at laboratory size, a preset such as "
+                "gpt_10m, or a config file (TOML) with the tables [model], [data], [optim], [budget]. Flags change "
+                "what it says.",
+                "DESIGN | FILE",
+                default=base.source or "the run's",
+            ),
+        ] = base.source,
         /,
         *,
-        name: str = base.get("name"),
-        seed: int = base.get("seed"),
-        seq_len: int = base.get("seq_len"),
-        eval_tokens: int = base.get("eval_tokens"),
-        sample_tokens: int = base.get("sample_tokens"),
-        budget: Budget = Budget(),  # noqa: B008 - frozen
+        name: Annotated[str, option("What to call the run.", "NAME")] = base.get("name"),
+        seed: Annotated[int, option("Decides the initial weights and the order of the data.")] = base.get("seed"),
+        seq_len: Annotated[int, option("Context in tokens.")] = base.get("seq_len"),
+        eval_tokens: Annotated[
+            int, option("Validation tokens that the score is taken on, spread over the split; 0 for all of it.")
+        ] = base.get("eval_tokens"),
+        sample_tokens: Annotated[int, option("Length of the sample text.")] = base.get("sample_tokens"),
+        budget: BudgetFlags = BudgetFlags(),
         data: DataConfig = base.values["data"],
         optim: TrainConfig = base.values["optim"],
         model: ModelFlags = ModelFlags(),
-        resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None,
-        runs: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs"),
-        json: bool = False,
+        resume: Annotated[
+            str | None,
+            option("Go on with an interrupted run: its folder, or its name in `lmxlab log list`.", "RUN", default=""),
+        ] = None,
+        runs: Runs = RUNS,
+        json: Json = False,
     ) -> int:
         """Train one model and keep everything about it in a run folder.
 
         Ctrl-C ends the step in progress, saves, and says how to go on.
 
-        Examples:
+        Example calls:
           lmxlab train llama --budget.minutes 2
           lmxlab train my.toml --optim.learning-rate 1e-3 --model.d-model 192
           lmxlab train --resume gpt/20260101-120000
-
-        Args:
-            design: What to train; comes first. An architecture (`lmxlab list`) at laboratory size, a preset (gpt_10m),
-                or a config file (TOML) with the tables [model], [data], [optim], [budget]. Flags change what it says.
-            name: What to call the run.
-            seed: Decides the initial weights and the order of the data.
-            seq_len: Context in tokens.
-            eval_tokens: Validation tokens scored at the end, spread over the split; 0 for all of it.
-            sample_tokens: Length of the sample text.
-            resume: Go on with an interrupted run: its folder, or its name in `lmxlab log list`.
-            runs: Where run folders and the ledger (results.jsonl) go.
-            json: Print the result as JSON.
         """
         if design != base.source:
             raise UserError(f"The design comes first: lmxlab train {design} --...")
@@ -133,7 +138,7 @@ def _command(base: _Base) -> Callable[..., int]:
             data=data,
             optim=optim,
             seq_len=seq_len,
-            budget=base.values["budget"] if budget == Budget() else budget,
+            budget=base.values["budget"] if budget == BudgetFlags() else Budget(**dataclasses.asdict(budget)),
             seed=seed,
             eval_tokens=eval_tokens,
             sample_tokens=sample_tokens,
@@ -160,7 +165,7 @@ def _base(arguments: list[str]) -> _Base:
     """Where the flags start from: `train DESIGN ...`, else the run of --resume, else the default design."""
     source = arguments[1] if len(arguments) > 1 and not arguments[1].startswith("-") else None
     if source is None and (run := _option(arguments, "--resume")) is not None:
-        spec = read_spec(find_run(run, Path(_option(arguments, "--runs") or "runs")))
+        spec = read_spec(find_run(run, Path(_option(arguments, "--runs") or RUNS)))
         values = {f.name: getattr(spec, f.name) for f in dataclasses.fields(RunSpec)}
         return _Base(None, lambda vocab_size, seq_len: spec.model, values)
     design = find_design(source or DEFAULT_DESIGN)
