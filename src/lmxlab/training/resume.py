@@ -45,8 +45,9 @@ def restore(trainer: "Trainer", path: str | Path, ignore: Iterable[str] = ()) ->
     _same("model config", metadata["model_config"], _plain_config(trainer.model))
     _same("training config", metadata["config"], trainer.config.to_dict(), {*FREE_FIELDS, *ignore})
     load_checkpoint(path, trainer.model, trainer.optimizer)
-    for i, key in enumerate(metadata["random_state"]):
-        _random_state()[i] = mx.array(key, mx.uint32)
+    # The state cannot be assigned to, but a seed is a key: its upper and lower 32 bits.
+    ((high, low),) = metadata["random_state"]
+    mx.random.seed(high << 32 | low)
     trainer.step = metadata["step"]
     trainer._resumed = metadata
     load_callbacks(trainer.callbacks, metadata["callbacks"])
