@@ -1,0 +1,52 @@
+"""The reference models of transformers, run in a process of their own: `python reference.py SPEC.json`.
+
+PyTorch's batched products crash in a process whose global BLAS is the one that lmxlab loads for MLX, so the two
+libraries meet only in files: each case's folder gets the model (save_pretrained) and `expected.npz`.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CLASSES = {
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel"),
+    "llama": ("LlamaConfig", "LlamaForCausalLM"),
+    "bloom": ("BloomConfig", "BloomForCausalLM"),
+}
+LENGTHS = (1, 12, 40)
+
+
+def run_case(folder: Path, kind: str, fields: dict[str, Any]) -> None:
+    import torch
+    import transformers
+
+    config_class, model_class = CLASSES[kind]
+    config = getattr(transformers, config_class)(**fields, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    model = getattr(transformers, model_class)(config).eval()
+    for name, weight in model.named_parameters():
+        weight.data.normal_(0, 0.15)
+        if ("norm" in name or ".ln_" in name) and name.endswith("weight"):
+            weight.data.add_(1.0)
+    model.save_pretrained(folder)
+    draw = np.random.default_rng(0).integers
+    arrays = {}
+    with torch.no_grad():
+        for length in LENGTHS:
+            x = draw(0, config.vocab_size, (2, length))
+            arrays |= {f"x{length}": x, f"logits{length}": model(torch.tensor(x)).logits.numpy()}
+        prompt = torch.tensor(draw(3, config.vocab_size, (2, 6)))
+        settings = {"max_new_tokens": 20, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+        model.generation_config.eos_token_id = None
+        arrays["greedy"] = model.generate(prompt, **settings).numpy()
+        arrays["penalised"] = model.generate(prompt, repetition_penalty=1.7, **settings).numpy()
+    np.savez(folder / "expected.npz", **arrays)
+
+
+if __name__ == "__main__":
+    for path, (kind, fields) in json.loads(Path(sys.argv[1]).read_text()).items():
+        run_case(Path(path), kind, fields)

@@ -1,0 +1,123 @@
+"""GPT-2 and LLaMA against the reference classes of transformers, through the folders that save_pretrained writes."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from lmxlab.models.convert import load_from_hf
+from lmxlab.models.generate import generate, stream_generate
+
+from . import reference
+
+pytestmark = pytest.mark.oracle
+
+ROUNDING = 5e-5  # of float32 logits of spread 1 to 3, summed in another order
+
+GPT2 = {"vocab_size": 61, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 48}
+LLAMA = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+ROPE: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default", "rope_theta": 500.0},
+    "linear": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 4.0},
+    "llama3": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, **BANDS},
+    "yarn": {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16},
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", GPT2),
+    "gpt2, exact gelu, wide ffn, untied": (
+        "gpt2",
+        GPT2 | {"activation_function": "gelu", "n_inner": 80, "tie_word_embeddings": False},
+    ),
+    "llama": ("llama", LLAMA),
+    "llama, as many kv heads, tied": ("llama", LLAMA | {"num_key_value_heads": 4, "tie_word_embeddings": True}),
+    "llama, one kv head": ("llama", LLAMA | {"num_key_value_heads": 1}),
+    "llama, own head_dim": ("llama", LLAMA | {"head_dim": 16}),
+    "llama, attention bias": ("llama", LLAMA | {"attention_bias": True}),
+    "llama, mlp bias, large eps": ("llama", LLAMA | {"mlp_bias": True, "rms_norm_eps": 1e-3}),
+    "llama, dynamic rope beyond its context": (
+        "llama",
+        LLAMA | {"rope_parameters": ROPE["dynamic"], "max_position_embeddings": 16},
+    ),
+} | {f"llama, rope {kind}": ("llama", LLAMA | {"rope_parameters": rope}) for kind, rope in ROPE.items()}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder with model and expected results for every case."""
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"the oracle {package} is not installed: pip install 'lmxlab[oracle]'")
+    root = tmp_path_factory.mktemp("references")
+    folders = {case: root / str(i) for i, case in enumerate(CASES)}
+    spec = root / "spec.json"
+    spec.write_text(json.dumps({str(folders[case]): definition for case, definition in CASES.items()}))
+    subprocess.run([sys.executable, reference.__file__, str(spec)], check=True, capture_output=True)
+    return folders
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_logits_equal_the_reference(case: str, folders: dict[str, Path]) -> None:
+    model, _ = load_from_hf(str(folders[case]), dtype=mx.float32)
+    expected = np.load(folders[case] / "expected.npz")
+    for length in reference.LENGTHS:
+        logits, _ = model(mx.array(expected[f"x{length}"]))
+        assert expected[f"logits{length}"].std() > 0.3  # else a wrong model would be as near
+        np.testing.assert_allclose(np.array(logits), expected[f"logits{length}"], atol=ROUNDING, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama", "llama, rope llama3", "llama, rope yarn"])
+def test_greedy_decoding_equals_the_reference(case: str, folders: dict[str, Path]) -> None:
+    model, _ = load_from_hf(str(folders[case]), dtype=mx.float32)
+    expected = np.load(folders[case] / "expected.npz")
+    prompt = mx.array(expected["greedy"][:, :6])
+    settings: dict[str, Any] = {"max_tokens": 20, "temperature": 0.0}
+    assert generate(model, prompt, **settings).tolist() == expected["greedy"].tolist()
+    assert list(stream_generate(model, prompt[:1], **settings)) == expected["greedy"][0, 6:].tolist()
+    assert expected["penalised"].tolist() != expected["greedy"].tolist()
+    penalised = generate(model, prompt, repetition_penalty=1.7, **settings)
+    assert penalised.tolist() == expected["penalised"].tolist()
+
+
+@pytest.mark.parametrize("kind", ["default", "linear", "llama3", "yarn"])
+def test_the_older_config_layout_means_the_same_model(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = folders[f"llama, rope {kind}"]
+    fields = json.loads((folder / "config.json").read_text())
+    rope = fields.pop("rope_parameters")
+    fields["rope_theta"] = rope.pop("rope_theta")
+    if kind != "default":
+        fields["rope_scaling"] = rope | {"type": rope.pop("rope_type")}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    _, config = load_from_hf(str(tmp_path), dtype=mx.float32)
+    assert config == load_from_hf(str(folder))[1]
+
+
+def test_shards_and_old_buffers_load(folders: dict[str, Path], tmp_path: Path) -> None:
+    weights = mx.load(str(folders["gpt2"] / "model.safetensors"))
+    assert isinstance(weights, dict)
+    weights |= {"h.0.attn.bias": mx.ones((1, 1, 48, 48)), "h.0.attn.masked_bias": mx.array(-1e4)}
+    weight_map = {name: f"model-{i % 3}.safetensors" for i, name in enumerate(sorted(weights))}
+    for shard in set(weight_map.values()):
+        held = {name: weights[name] for name, file in weight_map.items() if file == shard}
+        mx.save_safetensors(str(tmp_path / shard), held)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / "config.json").write_text((folders["gpt2"] / "config.json").read_text())
+    model, _ = load_from_hf(str(tmp_path), dtype=mx.float32)
+    expected = np.load(folders["gpt2"] / "expected.npz")
+    np.testing.assert_allclose(np.array(model(mx.array(expected["x12"]))[0]), expected["logits12"], atol=ROUNDING, rtol=0)
