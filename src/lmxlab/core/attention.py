@@ -8,6 +8,7 @@ import mlx.nn as nn
 from lmxlab.core import kernels
 from lmxlab.core.cache import KVCache, as_cache
 from lmxlab.core.config import BlockConfig, check_grouping
+from lmxlab.core.linear import Linear
 from lmxlab.core.norm import HeadNorm
 from lmxlab.core.position import RoPE
 from lmxlab.core.registry import Registry
@@ -47,10 +48,10 @@ class GQA(AttentionBase):
         head_dim = int(config.head_dim)
         bias = config.bias if config.attention_bias is None else config.attention_bias
         self.scale = 1 / head_dim if config.mup else 1 / math.sqrt(head_dim)
-        self.q_proj = nn.Linear(config.d_model, config.n_heads * head_dim, bias=bias)
-        self.k_proj = nn.Linear(config.d_model, n_kv_heads * head_dim, bias=bias)
-        self.v_proj = nn.Linear(config.d_model, n_kv_heads * head_dim, bias=bias)
-        self.o_proj = nn.Linear(config.n_heads * head_dim, config.d_model, bias=bias)
+        self.q_proj = Linear(config.d_model, config.n_heads * head_dim, bias=bias)
+        self.k_proj = Linear(config.d_model, n_kv_heads * head_dim, bias=bias)
+        self.v_proj = Linear(config.d_model, n_kv_heads * head_dim, bias=bias)
+        self.o_proj = Linear(config.n_heads * head_dim, config.d_model, bias=bias)
         if config.qk_norm:
             self.q_norm = HeadNorm(config)
             self.k_norm = HeadNorm(config)

@@ -5,6 +5,7 @@ import mlx.nn as nn
 
 from lmxlab.core import kernels
 from lmxlab.core.config import BlockConfig
+from lmxlab.core.linear import Linear
 from lmxlab.core.registry import Registry
 
 
@@ -21,8 +22,8 @@ class StandardFFN(FFNBase):
 
     def __init__(self, config: BlockConfig):
         super().__init__(config)
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.up = Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.down = Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def __call__(self, x: mx.array) -> mx.array:
         activate = kernels.gelu_tanh if self.config.activation == "gelu_tanh" else kernels.gelu
@@ -34,8 +35,8 @@ class ReluSquaredFFN(FFNBase):
 
     def __init__(self, config: BlockConfig):
         super().__init__(config)
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.up = Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.down = Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.down(mx.square(nn.relu(self.up(x))))
@@ -46,12 +47,12 @@ class GatedFFN(FFNBase):
 
     def __init__(self, config: BlockConfig):
         super().__init__(config)
-        self.gate = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.gate = Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.up = Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.down = Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down(kernels.silu(self.gate(x)) * self.up(x))
+        return self.down(kernels.swiglu(self.gate(x), self.up(x)))
 
 
 class GatedReluSquaredFFN(FFNBase):
@@ -59,9 +60,9 @@ class GatedReluSquaredFFN(FFNBase):
 
     def __init__(self, config: BlockConfig):
         super().__init__(config)
-        self.gate = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.gate = Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.up = Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.down = Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.down(mx.square(nn.relu(self.gate(x))) * self.up(x))
