@@ -169,7 +169,7 @@ def test_every_optimizer_keeps_dtypes_counts_steps_and_follows_the_schedule(name
 
 
 def test_adamw_s_first_step_is_the_sign_of_the_gradient() -> None:
-    """With bias correction |update| = lr whatever the gradient's size; without it 0.1 / sqrt(0.001) = 3.2 times that."""
+    """With bias correction |update| is lr whatever the gradient; without it, 0.1 / sqrt(0.001) = 3.2 times that."""
     optimizer = create_optimizer(constant("adamw"))
     updated = optimizer.apply_gradients({"bias": mx.array([1e-3, -5.0])}, {"bias": mx.zeros(2)})["bias"]
     assert mx.allclose(updated, mx.array([-1e-2, 1e-2]), rtol=2e-5)

@@ -90,7 +90,7 @@ def read_metadata(path: str | Path, hashes: bool = True) -> dict[str, Any]:
     try:
         metadata = json.loads((path / METADATA).read_text(encoding="utf-8"))
         manifest = metadata.pop(MANIFEST, {})
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"The checkpoint {str(path)!r} is torn: {METADATA} cannot be read ({error}).") from None
     for name, expected in manifest.items():
         file = path / name
