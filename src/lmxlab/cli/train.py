@@ -11,7 +11,7 @@ from tyro.extras import SubcommandApp
 
 from lmxlab.cli.data import default
 from lmxlab.cli.live import LiveView
-from lmxlab.cli.options import RUNS, Json, Runs, option
+from lmxlab.cli.options import RUNS, Json, Runs, flags_of, option
 from lmxlab.cli.render import duration, note, number, out, out_json, scaled
 from lmxlab.cli.runs import find_run
 from lmxlab.core.config import ModelConfig
@@ -86,6 +86,9 @@ def register(app: SubcommandApp, arguments: list[str]) -> None:
 def _command(base: _Base) -> Callable[..., int]:
     """The command, with the settings of the design or file as its defaults, so that --help shows those."""
 
+    data_flags = flags_of(base.values["data"], "What to train on.")
+    optim_flags = flags_of(base.values["optim"], "How to train.", leave_out=("seed",))
+
     def train(
         design: Annotated[
             Positional[str | None],
@@ -107,8 +110,8 @@ def _command(base: _Base) -> Callable[..., int]:
         ] = base.get("eval_tokens"),
         sample_tokens: Annotated[int, option("Length of the sample text.")] = base.get("sample_tokens"),
         budget: BudgetFlags = BudgetFlags(),
-        data: DataConfig = base.values["data"],
-        optim: TrainConfig = base.values["optim"],
+        data: type(data_flags) = data_flags,  # type: ignore[valid-type]  # made above
+        optim: type(optim_flags) = optim_flags,  # type: ignore[valid-type]
         model: ModelFlags = ModelFlags(),
         resume: Annotated[
             str | None,
@@ -128,15 +131,14 @@ def _command(base: _Base) -> Callable[..., int]:
         """
         if design != base.source:
             raise UserError(f"The design comes first: lmxlab train {design} --...")
-        if optim.seed != base.values["optim"].seed:
-            raise UserError("The seed of a run is set by --seed, not by --optim.seed.")
-        prepared = prepare(data)
+        data_config = DataConfig(**dataclasses.asdict(data))
+        prepared = prepare(data_config)
         changes = {key: value for key, value in dataclasses.asdict(model).items() if value is not None}
         spec = RunSpec(
             name=name,
             model=adapt(base.model(prepared.vocab_size, seq_len), changes),
-            data=data,
-            optim=optim,
+            data=data_config,
+            optim=TrainConfig(**dataclasses.asdict(optim)),
             seq_len=seq_len,
             budget=base.values["budget"] if budget == BudgetFlags() else Budget(**dataclasses.asdict(budget)),
             seed=seed,
@@ -146,7 +148,7 @@ def _command(base: _Base) -> Callable[..., int]:
         folder = RunFolder.create(runs, name) if resume is None else find_run(resume, runs)
         ledger = ExperimentLog(_root(folder, runs) / "results.jsonl")
         note(f"run folder: {folder.path}")
-        view = LiveView([spec], f"{name} on {data.dataset}")
+        view = LiveView([spec], f"{name} on {data_config.dataset}")
         with stop_on_signals() as stop:
             try:
                 with view.shown():

@@ -1,0 +1,240 @@
+"""train, generate, eval, log: a run from start to text, interrupted in every way, and every mistake a user can make."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from lmxlab.experiments.tracking import ExperimentLog
+
+from .conftest import Cli, start
+
+
+def only_run(folder: Path) -> Path:
+    (run,) = (folder / "runs" / "tiny").iterdir()
+    return run
+
+
+def wait_for(condition, process: subprocess.Popen[str], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "took too long"
+        time.sleep(0.01)
+
+
+def weights(run: Path) -> dict[str, mx.array]:
+    last = sorted((run / "checkpoints").glob("step-*"))[-1]
+    arrays = {**mx.load(str(last / "model.safetensors")), **mx.load(str(last / "optimizer.safetensors"))}
+    mx.eval(arrays)  # tests go on to spoil the files
+    return arrays
+
+
+def same(a: dict[str, mx.array], b: dict[str, mx.array]) -> bool:
+    return a.keys() == b.keys() and all(mx.array_equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_leaves_everything_about_it(cli: Cli, folder: Path) -> None:
+    done = cli("train", "tiny.toml", "--optim.learning-rate", "1e-3", "--json")
+    assert done.code == 0, done.err
+    entry, run = json.loads(done.out), only_run(folder)
+    settings = json.loads((run / "config.json").read_text())
+    assert settings["spec"]["optim"]["learning_rate"] == 1e-3  # the command line wins over the file
+    assert settings["spec"]["optim"]["batch_size"] == 4 and settings["spec"]["model"]["block"]["d_model"] == 32
+    assert settings["data"]["hash"] and settings["packages"]["mlx"] and settings["hardware"]["cores"] >= 1
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [10, 20, 30, 40]
+    assert [row["step"] for row in rows if "val_bpb" in row] == [20, 40]
+    assert rows[-1]["tokens"] == 40 * 4 * 16
+    assert json.loads((run / "result.json").read_text())["val_bpb"] == entry["val_bpb"]
+    assert len(list((run / "samples").iterdir())) == 1 and "done" in (run / "run.log").read_text()
+    (logged,) = ExperimentLog(folder / "runs" / "results.jsonl").load()
+    assert logged.val_bpb == entry["val_bpb"] and 2 < logged.val_bpb < 7
+    assert logged.metrics["train_s"] > 0 and logged.metrics["eval_s"] > 0 and logged.metrics["compile_s"] > 0
+
+
+def test_the_run_can_be_used(cli: Cli, folder: Path) -> None:
+    assert cli("train", "tiny.toml").code == 0
+    name = f"tiny/{only_run(folder).name}"
+    first = cli("generate", name, "--prompt", "The ", "--max-tokens", "40", "--seed", "1")
+    assert first.out.startswith("The ") and len(first.out) > 20
+    assert cli("generate", only_run(folder), "--prompt", "The ", "--max-tokens", "40", "--seed", "1").out == first.out
+    scored = json.loads(cli("eval", name, "--json").out)
+    logged = json.loads(cli("log", "show", name, "--json").out)
+    assert scored["val_bpb"] == pytest.approx(logged["val_bpb"], rel=0.05)  # the run scored a part of the split
+    assert scored["tokens"] > 40_000
+    assert (
+        name in cli("log", "list").out and name in cli("log", "best").out and name in cli("log", "tail", "-n", "1").out
+    )
+    assert "val_bpb" in cli("log", "show", name).out
+    moved = folder / "elsewhere"
+    shutil.move(only_run(folder), moved)
+    assert cli("generate", moved, "--max-tokens", "3").code == 0
+
+
+def test_budgets_stop_at_the_step(cli: Cli, folder: Path) -> None:
+    by_tokens = json.loads(cli("train", "tiny.toml", "--budget.tokens", "700", "--json").out)
+    assert by_tokens["metrics"]["steps"] == 700 // 64
+    per_step = by_tokens["total_flops"] / 10
+    by_flops = json.loads(cli("train", "tiny.toml", "--budget.flops", str(5.9 * per_step), "--json").out)
+    assert by_flops["metrics"]["steps"] == 5
+    by_minutes = cli("train", "tiny.toml", "--budget.minutes", "0.01", "--json")
+    assert by_minutes.code == 0 and json.loads(by_minutes.out)["metrics"]["steps"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gtp"], "did you mean 'gpt'"),
+        (["nowhere.toml"], "no config file"),
+        (["tiny.toml", "--budget.flops", "10"], "too small: one step of tiny takes"),
+        (["tiny.toml", "--budget.flops", "1e9", "--budget.steps", "3"], "one unit"),
+        (["tiny.toml", "--data.dataset", "shakespear"], "did you mean 'shakespeare'"),
+        (["tiny.toml", "--optim.optimizer", "adam"], "Unknown optimizer 'adam'"),
+        (["tiny.toml", "--model.d-model", "33"], "divisible"),
+        (["tiny.toml", "--seq-len", "1000000"], "Not enough data"),
+        (["tiny.toml", "--data.val-fraction", "3"], "val_fraction is 3.0"),
+        (["--seed", "3", "tiny.toml"], "The design comes first"),
+        (["--resume", "nothing"], "no run 'nothing'"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_status_2(cli: Cli, arguments: list[str], message: str) -> None:
+    done = cli("train", *arguments)
+    assert done.code == 2 and done.out == ""
+    assert message in done.err.splitlines()[-1] and done.err.splitlines()[-1].startswith("lmxlab: ")
+
+
+def test_an_unknown_key_in_the_file_offers_the_nearest(cli: Cli, folder: Path) -> None:
+    (folder / "wrong.toml").write_text('[model]\ndesign = "gpt"\n[optim]\nlearning_rat = 1.0\n')
+    done = cli("train", "wrong.toml")
+    assert done.code == 2 and "did you mean 'optim.learning_rate'" in done.err
+
+
+def test_a_character_that_the_tokenizer_never_saw(cli: Cli, folder: Path) -> None:
+    assert cli("train", "tiny.toml", "--budget.steps", "1").code == 0
+    done = cli("generate", only_run(folder), "--prompt", "日")
+    assert done.code == 2 and "'日'" in done.err
+
+
+def test_a_diverging_run_stops_keeps_its_checkpoint_and_says_where(cli: Cli, folder: Path) -> None:
+    # SGD without clipping at an absurd rate: grows until it overflows, some steps after the first checkpoint.
+    flags = ["--optim.optimizer", "sgd", "--optim.learning-rate", "1e4", "--optim.max-grad-norm", "0"]
+    done = cli("train", "tiny.toml", *flags, "--optim.warmup-steps", "0", "--optim.checkpoint-interval", "1")
+    assert done.code == 2 and "stopped at step" in done.err and "checkpoints" in done.err
+    (entry,) = ExperimentLog(folder / "runs" / "results.jsonl").load()
+    assert entry.status == "crash" and "step" in entry.description and entry.value("val_bpb") is None
+    assert cli("log", "best").code == 2  # a crash is no result
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_goes_on_bit_for_bit(cli: Cli, folder: Path, number: signal.Signals) -> None:
+    flags = ["--budget.steps", "200", "--optim.checkpoint-interval", "35"]
+    process = start("train", "tiny.toml", *flags)
+    metrics = folder / "runs" / "tiny"
+    wait_for(lambda: any('"step": 50' in file.read_text() for file in metrics.glob("*/metrics.jsonl")), process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    run = only_run(folder)
+    assert not (run / "result.json").exists() and "Traceback" not in err
+    if number != signal.SIGKILL:
+        assert process.returncode == 130 and out == ""
+        assert f"lmxlab train --resume {run.relative_to(folder)}" in err
+    resumed = cli("train", "--resume", run, "--json")
+    assert resumed.code == 0, resumed.err
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(steps)) == sorted({*range(10, 201, 10)}) and steps == sorted(steps)
+    interrupted = weights(run)
+    shutil.rmtree(folder / "runs")
+    assert cli("train", "tiny.toml", *flags).code == 0
+    assert same(interrupted, weights(only_run(folder)))
+    assert len(ExperimentLog(folder / "runs" / "results.jsonl").load()) == 1
+
+
+def test_a_kill_in_the_middle_of_a_save_loses_only_that_save(cli: Cli, folder: Path) -> None:
+    flags = ["--budget.steps", "25", "--optim.checkpoint-interval", "1", "--model.d-model", "128"]
+    process = start("train", "tiny.toml", *flags)
+    half_written = lambda: any((folder / "runs").glob("tiny/*/checkpoints/.tmp-step-00000001?-*"))  # noqa: E731
+    wait_for(half_written, process)
+    process.kill()
+    process.communicate()
+    assert cli("train", "--resume", only_run(folder)).code == 0
+    interrupted = weights(only_run(folder))
+    shutil.rmtree(folder / "runs")
+    flags[3] = "40"
+    assert cli("train", "tiny.toml", *flags).code == 0
+    assert same(interrupted, weights(only_run(folder)))
+
+
+def test_resuming_with_other_settings_names_them(cli: Cli, folder: Path) -> None:
+    process = start("train", "tiny.toml", "--budget.steps", "100000")
+    wait_for(lambda: any((folder / "runs").glob("tiny/*/checkpoints/step-*")), process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    done = cli("train", "--resume", only_run(folder), "--optim.learning-rate", "0.5")
+    assert done.code == 2 and "optim.learning_rate is 0.002 there, 0.5 asked" in done.err
+    done = cli("train", "other.toml", "--resume", only_run(folder))
+    assert done.code == 2 and "model.block.attention is 'mha' there, 'gqa' asked" in done.err
+
+
+def test_a_torn_checkpoint_is_passed_over(cli: Cli, folder: Path) -> None:
+    assert cli("train", "tiny.toml").code == 0
+    run, whole = only_run(folder), weights(only_run(folder))
+    (run / "result.json").unlink()
+    last = sorted((run / "checkpoints").iterdir())[-1] / "model.safetensors"
+    last.write_bytes(last.read_bytes()[:-100])
+    assert cli("train", "--resume", run).code == 0  # from step 20
+    assert same(whole, weights(run))
+
+
+def test_resuming_a_finished_run_gives_its_result_again(cli: Cli, folder: Path) -> None:
+    first = json.loads(cli("train", "tiny.toml", "--json").out)
+    again = json.loads(cli("train", "--resume", only_run(folder), "--json").out)
+    assert again["val_bpb"] == first["val_bpb"]
+    assert len(ExperimentLog(folder / "runs" / "results.jsonl").load()) == 1
+
+
+def test_a_torn_ledger_line_is_skipped(cli: Cli, folder: Path) -> None:
+    assert cli("train", "tiny.toml", "--budget.steps", "2").code == 0
+    ledger = folder / "runs" / "results.jsonl"
+    ledger.write_bytes(ledger.read_bytes() + b'{"experiment": "torn", "val_b')
+    assert cli("train", "tiny.toml", "--budget.steps", "2").code == 0
+    done = cli("log", "list")
+    assert done.code == 0 and len(done.out.splitlines()) == 3 and "torn" in done.err
+
+
+def test_a_file_where_the_runs_should_go_is_named(cli: Cli, folder: Path) -> None:
+    (folder / "runs").write_text("not a folder")
+    done = cli("train", "tiny.toml")
+    assert done.code == 1 and "runs" in done.err and len(done.err.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_named(folder: Path) -> None:
+    (folder / "runs").mkdir()
+    os.chmod(folder / "runs", 0o555)
+    command = [sys.executable, "-m", "lmxlab", "train", "tiny.toml", "--budget.steps", "2"]
+    drop = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"] if os.geteuid() == 0 else []
+    done = subprocess.run([*drop, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("lmxlab: ") and "Permission denied" in done.stderr
+
+
+def test_a_full_disk_ends_the_run_with_one_line(folder: Path) -> None:
+    def limit() -> (
+        None
+    ):  # what a full disk does, for files above 100 kB: the weights fit, the optimizer's state does not
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    assert start("data", "prepare", "pydocs").wait() == 0
+    process = start("train", "tiny.toml", "--model.d-model", "64", preexec_fn=limit)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in err
+    assert "Cannot write the checkpoint" in err.splitlines()[-1]
