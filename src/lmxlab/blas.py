@@ -11,7 +11,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,16 +126,47 @@ def _provide_libgfortran() -> None:
             return
 
 
-def _set_threads(library: ctypes.CDLL) -> int | None:
-    """One thread per physical core, unless the user said how many: two hyper-threads share one multiplier."""
-    for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
-        if os.environ.get(variable, "").isdigit():
-            return int(os.environ[variable])
+def can_limit_threads() -> bool:
+    """Whether `limit_threads` has a library to speak to."""
+    return load_blas().threads is not None
+
+
+@contextmanager
+def limit_threads(threads: int) -> Iterator[None]:
+    """Within the block BLAS uses so many threads per call; afterwards as many as before."""
+    blas = load_blas()
+    if blas.threads is None or blas.path is None:
+        yield
+        return
+    set_threads = _threads_setter(ctypes.CDLL(blas.path))
+    assert set_threads is not None  # load_blas has called it
+    set_threads(threads)
+    try:
+        yield
+    finally:
+        set_threads(blas.threads)
+
+
+def _threads_setter(library: ctypes.CDLL) -> Callable[[int], None] | None:
     for function in ("openblas_set_num_threads", "MKL_Set_Num_Threads"):
         if hasattr(library, function):
-            getattr(library, function)(physical_cores())
-            return physical_cores()
+            setter: Callable[[int], None] = getattr(library, function)
+            return setter
     return None
+
+
+def _set_threads(library: ctypes.CDLL) -> int | None:
+    """One thread per physical core, unless the user said how many: two hyper-threads share one multiplier."""
+    set_threads = _threads_setter(library)
+    if set_threads is None:
+        return None
+    threads = physical_cores()
+    for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        if os.environ.get(variable, "").isdigit():
+            threads = int(os.environ[variable])
+            break
+    set_threads(threads)
+    return threads
 
 
 def _name(library: ctypes.CDLL, path: str) -> str:

@@ -122,7 +122,7 @@ def test_peak_memory_of_accumulation_does_not_grow_with_the_number_of_micro_batc
         return mx.get_peak_memory()
 
     few = peak(2)
-    assert peak(16) <= 1.05 * few
+    assert peak(16) <= 1.25 * few  # streams meet by chance; sixteen at once would be eight times as much
 
 
 class StopAt(Callback):

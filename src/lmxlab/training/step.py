@@ -1,6 +1,7 @@
 """One optimizer step as a function of arrays, compiled whole: forward, backward, clipping and update."""
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import mlx.core as mx
@@ -11,6 +12,7 @@ from mlx.utils import tree_flatten, tree_map
 from lmxlab import platform
 from lmxlab.training.config import TrainConfig
 from lmxlab.training.loss import Precision, token_nats
+from lmxlab.training.parallel import Balance, map_batch
 
 Batch = tuple[mx.array, mx.array]
 
@@ -39,28 +41,56 @@ class Steps:
         return mx.compile(function, inputs=self.state, outputs=writes) if self.compiled else function
 
     def _update(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
-        loss, _, gradients = self.precision.value_and_grad(self.model, x, y)
+        loss, _, gradients = self._gradients(x, y)
         return loss, self._apply(gradients)
 
     def _gradients(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array, Any]:
-        return self.precision.value_and_grad(self.model, x, y)
+        parts = map_batch(lambda x, y: self.precision.value_and_grad(self.model, x, y), x, y)
+        if len(parts) == 1:
+            loss, count, gradients = parts[0]
+            return loss, count, gradients
+        losses, counts, trees = map(list, zip(*parts, strict=True))
+        count = mx.stack(counts).sum()
+        shares = [c / mx.maximum(count, 1) for c in counts]
+        balance = Balance()
+
+        def mean(*gradients: mx.array) -> mx.array:
+            with balance.stream(gradients[0]):
+                weighted = [g * w.astype(g.dtype) for g, w in zip(gradients, shares, strict=True)]
+                return reduce(mx.add, weighted)
+
+        loss = mx.stack([loss * w for loss, w in zip(losses, shares, strict=True)]).sum()
+        return loss, count, tree_map(mean, *trees)
 
     def _apply(self, gradients: Any) -> mx.array:
         """Clips, updates the parameters, returns the norm before clipping."""
         norm = global_norm(gradients)
         if self.max_grad_norm:
             scale = mx.minimum(self.max_grad_norm / (norm + 1e-6), 1.0)
-            gradients = tree_map(lambda g: g * scale.astype(g.dtype), gradients)
+            balance = Balance()
+
+            def clipped(gradient: mx.array) -> mx.array:
+                with balance.stream(gradient):
+                    return gradient * scale.astype(gradient.dtype)
+
+            gradients = tree_map(clipped, gradients)
         self.optimizer.update(self.model, gradients)
         return norm
 
     def _score(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
         with self.precision.computing(self.model):
-            return token_nats(self.model, x, y)
+            parts = map_batch(lambda x, y: token_nats(self.model, x, y), x, y)
+        nats, counts = map(list, zip(*parts, strict=True))
+        return mx.stack(nats).sum(), mx.stack(counts).sum()
 
 
 def global_norm(gradients: Any) -> mx.array:
     """Euclidean norm over all arrays of a tree, a float32 scalar."""
     leaves: list[tuple[str, mx.array]] = tree_flatten(gradients)  # type: ignore[assignment]
-    squares = [mx.square(g.astype(mx.float32)).sum() for _, g in leaves]
+    balance = Balance()
+    squares = []
+    for _, gradient in leaves:
+        with balance.stream(gradient):
+            flat = gradient.astype(mx.float32).reshape(-1)
+            squares.append(flat @ flat)
     return mx.sqrt(mx.stack(squares).sum())
