@@ -281,6 +281,15 @@ def test_a_full_disk_leaves_nothing_half_written(pydocs, tmp_path, monkeypatch, 
     assert prepare(pydocs()).info["tokens"]["train"] > 0
 
 
+def test_what_a_killed_process_left_is_cleared_away(pydocs):
+    config = pydocs(max_documents=12)
+    folder = prepared_folder(config)
+    expected = prepare(config).hash
+    folder.rename(folder.with_name(f".tmp-{folder.name}-abcd"))
+    assert prepare(config).hash == expected
+    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, folder.name + ".lock"]
+
+
 def test_a_cache_that_cannot_be_written(pydocs, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written .*cache_dir or XDG_CACHE_HOME"):

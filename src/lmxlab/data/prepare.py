@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -135,6 +136,8 @@ def _build(config: DataConfig, corpus: Corpus, folder: Path) -> dict[str, Any]:
         try:
             meta = _cached(folder)  # another process may have made it meanwhile
             if meta is None:
+                for torn in folder.parent.glob(f".tmp-*{folder.name}-*"):  # of a process that was killed
+                    shutil.rmtree(torn, ignore_errors=True)
                 split = Split(corpus.read(), config.val_fraction, config.seed, config.max_documents)
                 tokenizer = make_tokenizer(config.tokenizer, split.train, split.val, split.running_text)
                 meta = write_shards(folder, {"train": split.train, "val": split.val}, tokenizer)
