@@ -14,7 +14,6 @@ import numpy as np
 CLASSES = {
     "gpt2": ("GPT2Config", "GPT2LMHeadModel"),
     "llama": ("LlamaConfig", "LlamaForCausalLM"),
-    "bloom": ("BloomConfig", "BloomForCausalLM"),
 }
 LENGTHS = (1, 12, 40)
 

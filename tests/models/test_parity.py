@@ -120,4 +120,6 @@ def test_shards_and_old_buffers_load(folders: dict[str, Path], tmp_path: Path) -
     (tmp_path / "config.json").write_text((folders["gpt2"] / "config.json").read_text())
     model, _ = load_from_hf(str(tmp_path), dtype=mx.float32)
     expected = np.load(folders["gpt2"] / "expected.npz")
-    np.testing.assert_allclose(np.array(model(mx.array(expected["x12"]))[0]), expected["logits12"], atol=ROUNDING, rtol=0)
+    np.testing.assert_allclose(
+        np.array(model(mx.array(expected["x12"]))[0]), expected["logits12"], atol=ROUNDING, rtol=0
+    )

@@ -1,0 +1,153 @@
+"""Folders that cannot be loaded as the model that was trained are refused by name."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from lmxlab.models.convert import config_from_hf, convert_weights, load_from_hf
+
+GPT2: dict[str, Any] = {"model_type": "gpt2", "vocab_size": 8, "n_embd": 4, "n_layer": 1, "n_head": 2, "n_positions": 6}
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 8,
+    "hidden_size": 4,
+    "intermediate_size": 6,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
+def llama_weights(**changed: mx.array | None) -> dict[str, mx.array]:
+    layer = "model.layers.0."
+    shapes = {
+        "model.embed_tokens": (8, 4),
+        "model.norm": (4,),
+        "lm_head": (8, 4),
+        layer + "input_layernorm": (4,),
+        layer + "post_attention_layernorm": (4,),
+        **{layer + f"self_attn.{letter}_proj": (4, 4) for letter in "qkvo"},
+        layer + "mlp.gate_proj": (6, 4),
+        layer + "mlp.up_proj": (6, 4),
+        layer + "mlp.down_proj": (4, 6),
+    }
+    weights: dict[str, Any] = {f"{name}.weight": mx.random.normal(shape) for name, shape in shapes.items()}
+    return {name: array for name, array in (weights | changed).items() if array is not None}
+
+
+def save(folder: Path, config: dict[str, Any], weights: dict[str, mx.array]) -> str:
+    (folder / "config.json").write_text(json.dumps(config))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    return str(folder)
+
+
+def test_a_folder_loads_in_the_dtype_asked(tmp_path: Path) -> None:
+    weights = llama_weights()
+    folder = save(tmp_path, LLAMA, weights)
+    model, config = load_from_hf(folder)
+    assert model.embed.weight.dtype == mx.float16
+    assert config.block.n_kv_heads == 2 and not config.tie_embeddings
+    model, _ = load_from_hf(folder, dtype=mx.float32)
+    assert mx.array_equal(model.head.weight, weights["lm_head.weight"])
+    assert mx.array_equal(model.blocks[0].ffn.gate.weight, weights["model.layers.0.mlp.gate_proj.weight"])
+
+
+def test_a_tied_matrix_that_is_stored_twice_is_read_once(tmp_path: Path) -> None:
+    model, config = load_from_hf(save(tmp_path, LLAMA | {"tie_word_embeddings": True}, llama_weights()))
+    assert config.tie_embeddings and "head" not in model
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model.norm.weight": None}, "missing weights final_norm.weight"),
+        ({"model.layers.0.self_attn.q_proj.bias": mx.zeros(4)}, "no place for: blocks.0.attention.q_proj.bias"),
+        ({"model.layers.1.mlp.up_proj.weight": mx.zeros((6, 4))}, "no place for: blocks.1.ffn.up.weight"),
+        ({"model.layers.0.self_attn.q_norm.weight": mx.ones(2)}, "Unsupported weights: .*q_norm.weight"),
+        ({"lm_head.weight": mx.zeros((9, 4))}, r"head.weight is \(9, 4\), its config says \(8, 4\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_from_hf(save(tmp_path, LLAMA, llama_weights(**changed)))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, r"missing required fields: \['model_type'\]"),
+        ({"model_type": "mamba"}, "Unsupported model_type 'mamba'"),
+        ({"model_type": "llama", "vocab_size": 8}, r"missing required fields: \['hidden_size', 'intermediate_size'"),
+        ({"model_type": "gpt2"}, r"missing required fields: \['vocab_size', 'n_embd', 'n_layer', 'n_head'\]"),
+        (LLAMA | {"hidden_act": "gelu"}, "Unsupported value in a llama config: hidden_act = 'gelu'"),
+        (LLAMA | {"sliding_window": 4}, "Unsupported field in a llama config: sliding_window = 4"),
+        (LLAMA | {"quantization_config": {"bits": 4}}, "quantization_config"),
+        (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        (LLAMA | {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "Unsupported rope type 'longrope'"),
+        (LLAMA | {"rope_scaling": {"type": "linear"}}, r"missing required fields of rope type 'linear': \['factor'\]"),
+        (LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0, "extra": 1}}, r"rope type 'linear'.*\['extra'\]"),
+        (GPT2 | {"activation_function": "relu"}, "activation_function = 'relu'; one of"),
+        (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
+        (GPT2 | {"scale_attn_weights": False}, "scale_attn_weights = False"),
+        (GPT2 | {"add_cross_attention": True}, "add_cross_attention = True"),
+    ],
+)
+def test_configs_that_mean_another_model_are_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_from_hf(config)
+
+
+def test_config_defaults_and_nulls() -> None:
+    config = config_from_hf(LLAMA | {"sliding_window": None, "head_dim": None, "rope_scaling": None})
+    block = config.block
+    assert (block.n_kv_heads, block.rope_theta, block.max_seq_len, block.head_dim) == (2, 10000.0, 4096, 2)
+    assert not config.tie_embeddings and not block.bias
+    gpt2 = config_from_hf(GPT2)
+    assert (gpt2.block.d_ff, gpt2.block.activation, gpt2.block.max_seq_len) == (16, "gelu_tanh", 6)
+    assert gpt2.tie_embeddings and gpt2.block.dropout == 0.0
+
+
+def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="No config.json"):
+        load_from_hf(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        load_from_hf(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    with pytest.raises(ValueError, match="No .safetensors file"):
+        load_from_hf(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        load_from_hf(str(tmp_path))
+
+
+def test_a_repo_is_downloaded_by_the_hub_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="hub repos need huggingface_hub")
+    folder, asked = save(tmp_path, LLAMA, llama_weights()), []
+
+    def snapshot_download(repo_id: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repo_id, revision))
+        return folder
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    _, config = load_from_hf("someone/some-model", revision="v1")
+    assert asked == [("someone/some-model", "v1")] and config.vocab_size == 8
+
+
+def test_without_the_hub_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"lmxlab\[hf\]"):
+        load_from_hf("someone/some-model")
+
+
+def test_convert_weights_renames_and_drops_the_unknown() -> None:
+    weights = llama_weights() | {"rotary_emb.inv_freq": mx.zeros(2)}
+    converted = convert_weights(weights, "llama")
+    assert len(converted) == len(weights) - 1
+    assert converted["embed.weight"] is weights["model.embed_tokens.weight"]
+    assert {"final_norm.weight", "head.weight", "blocks.0.attention.q_proj.weight"} <= converted.keys()
+    with pytest.raises(KeyError, match=r"No weight map for 'lama'. Available: \['llama'\]"):
+        convert_weights(weights, "lama")

@@ -1,0 +1,64 @@
+import dataclasses
+
+import pytest
+
+from lmxlab.errors import UnknownNameError
+from lmxlab.models import gpt, llama
+from lmxlab.models.base import LanguageModel
+from lmxlab.models.families import FAMILIES, resolve
+
+from .architectures import tokens
+
+
+def test_gpt_is_what_the_api_says() -> None:
+    config = gpt.gpt_config()
+    block = config.block
+    assert (block.attention, block.ffn, block.norm, block.position) == ("mha", "standard", "layer_norm", "sinusoidal")
+    assert (block.d_model, block.n_heads, block.d_ff, block.max_seq_len) == (768, 12, 3072, 1024)
+    assert (config.vocab_size, config.n_layers, config.tie_embeddings) == (50257, 12, True)
+    assert block.bias and block.pre_norm and not block.mup
+    assert gpt.gpt_small() == config
+    mup = gpt.gpt_config(mup_base_width=128)
+    assert mup.block.mup and mup.width_mult == 6.0
+
+
+def test_gpt2_is_what_was_published() -> None:
+    config = gpt.gpt2()
+    assert (config.block.position, config.block.activation, config.block.max_seq_len) == ("learned", "gelu_tanh", 1024)
+    assert (config.block.d_model, config.block.n_heads, config.n_layers, config.block.d_ff) == (768, 12, 12, 3072)
+    assert config.embed_scale == 1.0 and config.tie_embeddings
+
+
+def test_llama_is_what_the_api_says() -> None:
+    config = llama.llama_config()
+    block = config.block
+    assert (block.attention, block.ffn, block.norm, block.position) == ("gqa", "gated", "rms_norm", "rope")
+    assert (block.d_model, block.n_heads, block.n_kv_heads, block.d_ff) == (4096, 32, 8, 11008)
+    assert (config.vocab_size, config.n_layers, config.tie_embeddings) == (32000, 32, False)
+    assert not block.bias and block.max_seq_len == 4096 and config == llama.llama_7b()
+    scaling = llama.llama31_8b().block.rope_scaling
+    assert scaling is not None and (scaling.kind, scaling.factor, scaling.original_max_seq_len) == ("llama3", 8.0, 8192)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_family_is_found_by_its_name_and_its_presets(family: str) -> None:
+    entry = FAMILIES[family]
+    assert entry.name == family and entry.description
+    assert resolve(family) == entry.config()
+    assert entry.presets
+    for name, preset in entry.presets.items():
+        assert resolve(name) == preset()
+    assert LanguageModel(entry.tiny())(tokens(1, 5))[0].shape == (1, 5, 256)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Unknown architecture 'lama'; did you mean 'llama'"):
+        resolve("lama")
+
+
+def test_tiny_configs_are_those_of_the_api() -> None:
+    tiny = gpt.gpt_tiny()
+    assert (tiny.vocab_size, tiny.block.d_model, tiny.block.n_heads, tiny.n_layers) == (256, 64, 2, 2)
+    tiny = llama.llama_tiny()
+    assert (tiny.block.n_heads, tiny.block.n_kv_heads, tiny.block.d_ff, tiny.block.max_seq_len) == (4, 2, 128, 128)
+    assert dataclasses.replace(tiny, n_layers=3).n_layers == 3

@@ -1,0 +1,112 @@
+import dataclasses
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from lmxlab.models.base import LanguageModel
+from lmxlab.models.generate import generate, stream_generate
+from lmxlab.models.gpt import gpt2_tiny, gpt_tiny
+from lmxlab.models.llama import llama_tiny
+
+from .architectures import build, tokens
+
+GREEDY: dict[str, Any] = {"temperature": 0.0}
+
+
+def greedy_by_hand(model: LanguageModel, prompt: mx.array, n: int) -> list[list[int]]:
+    """The slow way: the whole text anew for each token."""
+    for _ in range(n):
+        logits, _ = model(prompt)
+        prompt = mx.concatenate([prompt, mx.argmax(logits[:, -1:], axis=-1).astype(prompt.dtype)], axis=1)
+    return prompt.tolist()
+
+
+@pytest.mark.parametrize("config", [gpt_tiny(), gpt2_tiny(), llama_tiny()], ids=["gpt", "gpt2", "llama"])
+def test_greedy_decoding_takes_the_likeliest_token_of_the_full_pass(config: Any) -> None:
+    model, prompt = build(config), tokens(3, 4)
+    expected = greedy_by_hand(model, prompt, 30)
+    assert generate(model, prompt, 30, **GREEDY).tolist() == expected
+    assert list(stream_generate(model, prompt[1:2], 30, **GREEDY)) == expected[1][4:]
+
+
+def test_no_tokens_asked_is_the_prompt() -> None:
+    model, prompt = build(gpt_tiny()), tokens(2, 4)
+    assert mx.array_equal(generate(model, prompt, max_tokens=0), prompt)
+    assert list(stream_generate(model, prompt[:1], max_tokens=0)) == []
+
+
+def test_one_row_may_come_without_a_batch() -> None:
+    model, prompt = build(gpt_tiny()), tokens(1, 4)
+    assert generate(model, prompt[0], 5, **GREEDY).tolist() == generate(model, prompt, 5, **GREEDY)[0].tolist()
+    assert all(type(token) is int for token in stream_generate(model, prompt[0], 5, **GREEDY))
+    with pytest.raises(ValueError, match="this one has 2 rows"):
+        next(stream_generate(model, tokens(2, 4), 5))
+
+
+def test_a_stop_token_ends_a_row_and_is_not_emitted() -> None:
+    model, prompt = build(llama_tiny()), tokens(1, 4)
+    new = generate(model, prompt, 20, **GREEDY)[0, 4:].tolist()
+    stop = new[7]
+    end = new.index(stop)
+    assert generate(model, prompt, 20, stop_tokens=[stop], **GREEDY)[0, 4:].tolist() == new[:end]
+    assert list(stream_generate(model, prompt, 20, stop_tokens=[stop], **GREEDY)) == new[:end]
+
+
+def test_rows_stop_each_on_their_own() -> None:
+    model, prompt = build(llama_tiny()), tokens(2, 4)
+    a, b = generate(model, prompt, 20, **GREEDY)[:, 4:].tolist()
+    stop = next(token for token in a if token not in b)
+    end = a.index(stop)
+    out = generate(model, prompt, 20, stop_tokens=[stop], **GREEDY)[:, 4:].tolist()
+    assert out[1] == b
+    assert out[0] == a[:end] + [stop] * (20 - end)
+
+
+def test_equal_seeds_give_equal_texts() -> None:
+    model, prompt = build(gpt_tiny()), tokens(2, 4)
+    texts = []
+    for seed in (1, 1, 2):
+        mx.random.seed(seed)
+        texts.append(generate(model, prompt, 20, top_p=0.9).tolist())
+    assert texts[0] == texts[1] != texts[2]
+    mx.random.seed(1)
+    single = generate(model, prompt[:1], 20, top_k=5)[0, 4:].tolist()
+    mx.random.seed(1)
+    assert list(stream_generate(model, prompt[:1], 20, top_k=5)) == single
+
+
+def test_dropout_is_off_and_the_training_flag_restored() -> None:
+    config = gpt_tiny()
+    model = build(dataclasses.replace(config, block=dataclasses.replace(config.block, dropout=0.5)))
+    prompt = tokens(1, 4)
+    assert generate(model, prompt, 10, **GREEDY).tolist() == generate(model, prompt, 10, **GREEDY).tolist()
+    stream = stream_generate(model, prompt, 10, **GREEDY)
+    next(stream)
+    assert all(module.training for module in model.modules())
+
+
+def test_the_penalty_counts_the_prompt_and_the_output() -> None:
+    model, prompt = build(llama_tiny()), mx.array([[1, 2, 3, 4]])
+    out = generate(model, prompt, 60, repetition_penalty=1e6, **GREEDY)[0].tolist()
+    assert len(set(out)) == len(out)  # with so large a penalty nothing comes twice
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "message"),
+    [
+        (mx.zeros((1, 0), mx.int32), {}, "at least one token"),
+        (mx.array([[256]]), {}, "vocabulary has 256 tokens"),
+        (mx.array([[-1]]), {}, "Token ids reach from -1"),
+        (mx.array([[1]]), {"max_tokens": -1}, "max_tokens is -1"),
+        (mx.array([[1]]), {"temperature": -1.0}, "temperature is -1"),
+    ],
+)
+def test_bad_input_is_refused(prompt: mx.array, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(build(gpt_tiny()), prompt, **settings)
+
+
+def test_decoding_past_a_learned_table_says_so() -> None:
+    with pytest.raises(ValueError, match="longer than max_seq_len 128"):
+        generate(build(gpt2_tiny()), tokens(1, 100), max_tokens=60)
