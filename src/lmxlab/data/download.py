@@ -4,17 +4,12 @@ import json
 import logging
 import os
 import shutil
-import ssl
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from lmxlab.errors import UserError
 from lmxlab.files import fsync_directory
@@ -32,6 +27,8 @@ def hub_endpoint() -> str:
 
 def hub_file(repo: str, name: str) -> str:
     """The address of a file in a dataset repository."""
+    from urllib.parse import quote
+
     return f"{hub_endpoint()}/datasets/{repo}/resolve/main/{quote(name)}"
 
 
@@ -92,6 +89,12 @@ def download(url: str, path: Path, check: Callable[[Path], None] | None = None) 
 
 
 def _with_patience(url: str, use: Callable[[Any], Any]) -> Any:
+    # Here, because they cost every command 40 ms and few download anything.
+    import ssl
+    import urllib.error
+    import urllib.request
+    from http.client import HTTPException
+
     headers = {"User-Agent": "lmxlab"}
     token = os.environ.get("HF_TOKEN")
     if token and url.startswith(hub_endpoint() + "/"):
