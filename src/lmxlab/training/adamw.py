@@ -32,22 +32,27 @@ class AdamW(MatrixDecay, optim.AdamW):
         return super().apply_gradients(gradients, parameters)
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict, decay: float = 0.0) -> mx.array:
-        lr, rate, root = self._corrected()
+        lr, rate, eps = self._corrected()
         b1, b2 = self.betas
         dtype = parameter.dtype
         m = b1 * state["m"] + (1 - b1) * gradient
         v = b2 * state["v"] + (1 - b2) * mx.square(gradient)
         state["m"], state["v"] = m, v
         kept = parameter * (1 - lr * decay).astype(dtype) if decay else parameter
-        return kept - rate.astype(dtype) * m / (mx.sqrt(v) * root.astype(dtype) + self.eps)
+        return kept - rate.astype(dtype) * m / (mx.sqrt(v) + eps.astype(dtype))
 
     def _corrected(self) -> tuple[mx.array, ...]:
-        """lr, lr / (1 - b1^t) and 1 / sqrt(1 - b2^t), once for all parameters of the step."""
+        """lr, and lr and eps with the bias correction in them, r = sqrt(1 - b2^t): lr r / (1 - b1^t) and eps r.
+
+        Scalars take the correction, once for all parameters of the step, so that clipping and update of a parameter are
+        few enough operations for one fused kernel.
+        """
         if self._scalars is None:
             t = self.step.astype(mx.float32)
             lr = self.learning_rate.astype(mx.float32)
             # 1 - b^t by expm1: in float32 the difference of b^t and 1 has lost four digits at t = 1.
             first, second = (-mx.expm1(t * math.log(beta)) if beta else mx.array(1.0) for beta in self.betas)
+            root = mx.sqrt(second)
             # Stacking keeps these out of the fused kernels, which would compute the powers once per element.
-            self._scalars = tuple(mx.stack([lr, lr / first, mx.rsqrt(second)]))
+            self._scalars = tuple(mx.stack([lr, lr * root / first, self.eps * root]))
         return self._scalars

@@ -60,8 +60,12 @@ class RunFolder:
     def append_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         """Adds one line {"step": step, **metrics} to metrics.jsonl."""
         line = json.dumps({"step": step, **metrics}) + "\n"
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(line)
+        with self.metrics.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a crash cut the last line short; it must not spoil this one
+                    line = "\n" + line
+            file.write(line.encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl in order; one that a crash cut short is skipped."""
