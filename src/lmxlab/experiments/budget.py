@@ -109,21 +109,21 @@ def _with_d_ff(model: ModelConfig, target: int) -> Sized | None:
 
 
 def _with_width(model: ModelConfig, target: int) -> Sized | None:
-    """The width, in steps that keep the number of heads and d_ff's ratio to the width, that comes nearest."""
+    """The width that comes nearest, in steps that keep the number of heads; d_ff keeps its ratio, then fills the gap."""
     block = model.block
     step = 2 * block.n_heads  # head_dim stays even, as RoPE needs
     best: Sized | None = None
     for width in range(step, 4 * block.d_model + 1, step):
-        changes = {"d_model": width, "d_ff": max(8, 8 * round(block.d_ff * width / block.d_model / 8))}
+        d_ff = max(8, 8 * round(block.d_ff * width / block.d_model / 8))
         try:
-            sized = adapt(model, changes)
+            wider = adapt(model, {"d_model": width, "d_ff": d_ff})
         except ValueError:
             continue  # a width that this design's other fields do not divide
-        parameters = count_parameters(sized)
-        if best is None or _off(parameters, target) < _off(best.parameters, target):
-            words = f"width {block.d_model} -> {width}, d_ff {block.d_ff} -> {sized.block.d_ff}"
-            best = Sized(sized, parameters, words)
-        if parameters > target:
+        for sized in (Sized(wider, count_parameters(wider), ""), _with_d_ff(wider, target)):
+            if sized is not None and (best is None or _off(sized.parameters, target) < _off(best.parameters, target)):
+                words = f"width {block.d_model} -> {width}, d_ff {block.d_ff} -> {sized.model.block.d_ff}"
+                best = Sized(sized.model, sized.parameters, words)
+        if count_parameters(wider) > 2 * target:
             break
     return best
 

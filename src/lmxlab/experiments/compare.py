@@ -7,6 +7,7 @@ comparison holds whole pairs.
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +20,15 @@ from lmxlab.experiments.analysis import Verdict, decide
 from lmxlab.experiments.budget import TOLERANCE, count_parameters, flops_per_step, match_size, steps_within, with_steps
 from lmxlab.experiments.designs import find_design
 from lmxlab.experiments.interrupt import Interrupted, Stop
-from lmxlab.experiments.run import Observer, execute, measure_step_s, read_result
+from lmxlab.experiments.run import Diverged, Observer, execute, measure_step_s, read_result
 from lmxlab.experiments.spec import Budget, RunSpec, from_table
 from lmxlab.experiments.statistics import confidence_interval, measured
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
 from lmxlab.files import atomic_write
 from lmxlab.training.config import TrainConfig
 from lmxlab.training.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 PLAN = "compare.json"
 RESULT = "comparison.json"
@@ -228,7 +231,8 @@ def compare(
 ) -> ComparisonResult:
     """Makes every run of the plan that `folder` does not hold yet, and judges them.
 
-    A run that was interrupted goes on from its last checkpoint. A run that crashes is recorded and the others go on.
+    A run that was interrupted goes on from its last checkpoint. A run that diverges is recorded as a crash, which is a
+    missing value for its design, and the others go on.
 
     Raises:
         Interrupted: when `stop` was requested; calling again with the same folder goes on.
@@ -239,17 +243,13 @@ def compare(
     prepared = prepared or prepare(plan.specs[0].data)
     stop = stop or Stop()
     for spec in plan.runs():
-        run = run_folder(folder, spec)
-        if read_result(run) is not None:
-            continue
         if stop.requested:
             raise Interrupted
         try:
-            execute(spec, run, prepared=prepared, ledger=ledger, observer=observer, stop=stop, resume=True)
-        except (UserError, OSError, Interrupted, KeyboardInterrupt):
-            raise  # the user's to mend, and the same for every later run
-        except Exception:
-            continue
+            # A run that has its result gives it again, and one that was interrupted goes on.
+            execute(spec, run_folder(folder, spec), prepared, ledger, observer, stop, resume=True)
+        except Diverged as error:
+            logger.warning("%s", error)
     result = result_of(plan, folder)
     atomic_write(folder / RESULT, json.dumps(result.to_dict(), indent=2, default=str))
     return result

@@ -32,7 +32,7 @@ def save_curves(result: ComparisonResult, path: Path) -> Path:
             axes.plot(*mean.T, color=colour, linewidth=2.2, marker="o", markersize=4, label=label)
     axes.xaxis.set_major_formatter(EngFormatter(unit="FLOP"))
     axes.set_xlabel("training compute")
-    axes.set_ylabel("validation bits per byte, on a quarter of the scored text")
+    axes.set_ylabel("validation bits per byte, on an eighth of the scored text")
     n_seeds = len(result.plan.seeds)
     axes.set_title(
         f"{' and '.join(result.plan.names)} on {result.plan.specs[0].data.dataset}: "

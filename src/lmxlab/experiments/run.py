@@ -34,13 +34,18 @@ from lmxlab.training.checkpoints import load_checkpoint
 from lmxlab.training.run_folder import RunFolder
 from lmxlab.training.trainer import NonFiniteLoss, Trainer
 
-__all__ = ["Budget", "Observer", "Progress", "RunSpec", "execute", "measure_step_s", "read_spec"]
+__all__ = ["Budget", "Diverged", "Observer", "Progress", "RunSpec", "execute", "measure_step_s", "read_spec"]
 
 logger = logging.getLogger(__name__)
 
 PROMPT_TOKENS = 32  # the sample continues this much of the validation text
 MEASURED_STEPS = 8
+CURVE_SHARE = 8  # a point of the validation curve is taken on an eighth of the tokens of the final score
 EVAL_ROWS = 32  # sequences scored at once: larger than a training batch, since nothing is kept for a backward pass
+
+
+class Diverged(UserError):
+    """The loss became NaN or infinite; says at which step and where the last good checkpoint is."""
 
 
 def execute(
@@ -104,7 +109,7 @@ def _train(
 ) -> LogEntry:
     mx.reset_peak_memory()
     batches = TokenBatches(prepared.train, spec.optim.batch_size, spec.seq_len, seed=spec.seed)
-    curve = list(_eval_batches(spec, prepared, max(1, spec.eval_tokens // 4)))
+    curve = list(_eval_batches(spec, prepared, max(1, spec.eval_tokens // CURVE_SHARE)))
     model = build_model(spec)
     recorder = Recorder(spec, model, folder, curve, prepared.token_bytes, clock, observer, stop)
     trainer = Trainer(model, spec.optim, callbacks=[recorder], checkpointer=recorder.checkpoint)
@@ -118,7 +123,7 @@ def _train(
         trainer.train(batches)
     except NonFiniteLoss as error:
         kept = folder.latest_checkpoint()
-        raise UserError(f"{error} " + (f"It is kept in {kept}." if kept else "None had been saved yet.")) from None
+        raise Diverged(f"{spec.name}: {error} " + (f"It is {kept}." if kept else "None had been saved yet.")) from None
     if trainer.step < spec.optim.max_steps:
         raise Interrupted
     observer.phase(spec, "eval")

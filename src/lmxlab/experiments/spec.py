@@ -63,7 +63,7 @@ class RunSpec:
         budget: when to stop.
         seed: decides the initial weights and the order of the data.
         eval_tokens: validation tokens scored at the end, spread evenly over the split; 0 scores the whole split. During
-            training a quarter as many are scored every `optim.eval_interval` steps.
+            training an eighth as many are scored every `optim.eval_interval` steps.
         sample_tokens: length of the sample text written at the end.
     """
 
