@@ -5,6 +5,7 @@ core. With a stream per core, each computing a part of the batch with a single-t
 On a GPU there is one stream and nothing here changes anything.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
@@ -19,9 +20,12 @@ MAX_STREAMS = 8  # each holds a gradient of its own
 
 @cache
 def cpu_streams() -> tuple[mx.Stream, ...]:
-    """One stream per physical core when MLX computes on the CPU and BLAS lets itself be limited; else none."""
-    cores = platform.physical_cores()
-    if mx.default_device() != mx.cpu or cores == 1 or not blas.can_limit_threads():
+    """One stream per physical core when MLX computes on the CPU and BLAS lets itself be limited; else none.
+
+    LMXLAB_STREAMS in the environment says how many instead; 1 switches them off.
+    """
+    cores = int(os.environ.get("LMXLAB_STREAMS") or platform.physical_cores())
+    if mx.default_device() != mx.cpu or cores <= 1 or not blas.can_limit_threads():
         return ()
     return tuple(mx.new_stream(mx.cpu) for _ in range(min(cores, MAX_STREAMS)))
 

@@ -1,0 +1,70 @@
+"""What Trainer.train adds to the bare compiled step, and how long starting takes.
+
+    python benchmarks/overhead.py
+
+Trainer and bare step take turns in one process, on the model of nanoGPT's CPU setting (4 x 128, batch 12 x 64).
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+
+import lmxlab
+import mlx.core as mx
+import numpy as np
+
+from lmxlab.data import TokenBatches
+from lmxlab.models.gpt import gpt_config
+from lmxlab.training import TrainConfig, standard_callbacks
+from lmxlab.training.parallel import all_cores
+
+STEPS, ROUNDS = 50, 12
+
+
+def trainer_overhead() -> float:
+    """Median over rounds of (Trainer.train with the standard callbacks) / (bare compiled step) - 1."""
+    tokens = np.random.default_rng(0).integers(0, 65, 1_000_000).astype(np.uint16)
+    batches = TokenBatches(tokens, 12, 64)
+    quiet = standard_callbacks(log_interval=10**9, tokens_per_step=12 * 64, flops_per_step=1e9)
+    trainer = lmxlab.Trainer(
+        lmxlab.LanguageModel(gpt_config(65, 128, 4, 4, 512, 64)), TrainConfig(max_steps=0, warmup_steps=0), None, quiet
+    )
+    x, y = next(iter(batches))
+    ratios = []
+    for _ in range(ROUNDS + 1):
+        start = time.perf_counter()
+        with all_cores():
+            for _ in range(STEPS):
+                loss, norm = trainer._steps.update(x, y)
+                mx.eval(trainer._steps.state, loss, norm)
+        bare = time.perf_counter() - start
+        object.__setattr__(trainer.config, "max_steps", trainer.step + STEPS)
+        start = time.perf_counter()
+        trainer.train(batches)
+        ratios.append((time.perf_counter() - start) / bare - 1)
+    return statistics.median(ratios[1:])
+
+
+def fastest(command: list[str], runs: int = 10) -> float:
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def main() -> None:
+    python = sys.executable
+    interpreter = fastest([python, "-c", "pass"])
+    print(f"python -c pass:   {interpreter:.3f} s")
+    print(f"import lmxlab:    {fastest([python, '-c', 'import lmxlab']) - interpreter:.3f} s beyond that")
+    names = "from lmxlab import LanguageModel, Trainer, generate"
+    print(f"its main names:   {fastest([python, '-c', names]) - interpreter:.3f} s beyond that")
+    print(f"lmxlab --help:    {fastest([python, '-m', 'lmxlab', '--help']):.3f} s in all")
+    print(f"Trainer overhead: {trainer_overhead():+.1%} over the bare compiled step")
+
+
+if __name__ == "__main__":
+    main()
