@@ -57,7 +57,7 @@ def compare_(
     dataset: Annotated[str | None, option(DATASET, "NAME | PATH", "shakespeare")] = None,
     tokenizer: Tokenizer = "char",
     seq_len: Annotated[int, option("Context in tokens.")] = 64,
-    batch_size: Annotated[int, option("Sequences per step.")] = 16,
+    batch_size: Annotated[int, option("Sequences per step.")] = 8,
     learning_rate: Annotated[
         float, option("Peak learning rate of AdamW, for designs whose file has no [optim] table.")
     ] = 2e-3,

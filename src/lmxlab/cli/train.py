@@ -27,7 +27,7 @@ from lmxlab.training.run_folder import RunFolder
 
 DEFAULT_DESIGN = "gpt"
 # What suits a small model on characters; a config file or a flag overrides each.
-LAB_OPTIM = {"learning_rate": 2e-3, "batch_size": 16, "min_lr_ratio": 0.1, "weight_decay": 0.1, "max_steps": 500}
+LAB_OPTIM = {"learning_rate": 2e-3, "batch_size": 8, "min_lr_ratio": 0.1, "weight_decay": 0.1, "max_steps": 500}
 
 
 def _own(help: str, metavar: str) -> Any:
