@@ -91,7 +91,7 @@ def global_norm(gradients: Any) -> mx.array:
     squares = []
     for _, gradient in leaves:
         with balance.stream(gradient):
-            # Columns first: on a CPU that is vectorised (10.6 M elements in 11 ms, a BLAS dot product 20, one sum 24), and
-            # more exact than a running sum over millions of squares.
+            # Columns first: on a CPU that is vectorised (10.6 M elements take 11 ms, a BLAS dot product 20, one sum 24)
+            # and more exact than a running sum over millions of squares.
             squares.append(mx.square(gradient.astype(mx.float32)).sum(axis=0).sum())
     return mx.sqrt(mx.stack(squares).sum())
