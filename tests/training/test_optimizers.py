@@ -196,6 +196,7 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest() -> None:
         ("blocks.0.ffn.experts.bias", (3, 4), False, False),
         ("blocks.0.attention.A_log", (4,), False, False),
         ("blocks.0.attention.dt_bias", (4,), False, False),
+        ("blocks.0.attention.D", (4,), False, False),
         ("embed.weight", (9, 4), False, False),
         ("embed_position.weight", (9, 4), False, False),
         ("head.weight", (9, 4), True, False),

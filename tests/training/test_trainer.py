@@ -89,6 +89,13 @@ def test_clipping_bounds_the_update_and_reports_the_true_norm() -> None:
     assert moved == pytest.approx(0.01 * rate, rel=1e-3)
 
 
+def test_a_gradient_below_the_limit_is_left_alone() -> None:
+    free, limited = (Trainer(tiny_model(), tiny_config(optimizer="sgd", max_grad_norm=limit)) for limit in (0.0, 1e6))
+    for seed in range(3):
+        assert free.train_step(batch(seed)) == limited.train_step(batch(seed))
+    assert_same_parameters(free, limited, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 def test_accumulated_gradient_is_that_of_one_big_batch(compiled: bool) -> None:
     x, y = batch(rows=7)
