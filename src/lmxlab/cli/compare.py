@@ -22,7 +22,7 @@ from lmxlab.experiments.run import read_result
 from lmxlab.experiments.tracking import ExperimentLog
 from lmxlab.training.config import TrainConfig
 
-DEFAULT_FLOPS = 1e12
+DEFAULT_FLOPS = 8e11
 SAMPLE_CHARACTERS = 300
 
 

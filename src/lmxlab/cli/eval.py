@@ -11,8 +11,8 @@ from lmxlab.cli.render import duration, note, out, out_json
 from lmxlab.cli.runs import find_run
 from lmxlab.data import eval_batches, prepare
 from lmxlab.errors import UserError
-from lmxlab.experiments.run import load_model
-from lmxlab.experiments.score import score
+from lmxlab.experiments.run import EVAL_ROWS, load_model
+from lmxlab.experiments.score import Scorer
 
 
 def register(app: SubcommandApp, arguments: list[str]) -> None:
@@ -41,7 +41,7 @@ def evaluate(
     prepared = prepare(spec.data)
     note(f"scoring {spec.name} on {max_tokens or len(prepared.val):,} tokens of {spec.data.dataset} ...")
     start = time.perf_counter()
-    result = score(model, eval_batches(prepared.val, 32, spec.seq_len, max_tokens), prepared.token_bytes)
+    result = Scorer(model, prepared.token_bytes)(eval_batches(prepared.val, EVAL_ROWS, spec.seq_len, max_tokens))
     seconds = time.perf_counter() - start
     if json:
         out_json(

@@ -109,7 +109,7 @@ def _with_d_ff(model: ModelConfig, target: int) -> Sized | None:
 
 
 def _with_width(model: ModelConfig, target: int) -> Sized | None:
-    """The width that comes nearest, in steps that keep the number of heads; d_ff keeps its ratio, then fills the gap."""
+    """The width that comes nearest, keeping the number of heads; d_ff keeps its ratio, then fills the gap."""
     block = model.block
     step = 2 * block.n_heads  # head_dim stays even, as RoPE needs
     best: Sized | None = None

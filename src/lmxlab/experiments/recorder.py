@@ -10,9 +10,8 @@ from typing import Any
 
 from lmxlab.experiments.budget import flops_per_step, tokens_per_step
 from lmxlab.experiments.interrupt import Stop
-from lmxlab.experiments.score import Batch, score
+from lmxlab.experiments.score import Batch, Scorer
 from lmxlab.experiments.spec import RunSpec
-from lmxlab.models.base import LanguageModel
 from lmxlab.training.run_folder import RunFolder
 from lmxlab.training.trainer import Trainer
 
@@ -81,18 +80,16 @@ class Recorder:
     def __init__(
         self,
         spec: RunSpec,
-        model: LanguageModel,
         folder: RunFolder,
         curve_batches: list[Batch],
-        token_bytes: Any,
+        scorer: Scorer,
         clock: Clock,
         observer: Observer,
         stop: Stop,
     ):
-        self.model = model
         self.spec, self.folder, self.clock, self.observer, self.stop = spec, folder, clock, observer, stop
         self.curve: list[list[float]] = []
-        self._curve_batches, self._token_bytes = curve_batches, token_bytes
+        self._curve_batches, self._scorer = curve_batches, scorer
         self._losses: deque[float] = deque(maxlen=SMOOTHED_STEPS)
         self._flops, self._tokens = flops_per_step(spec), tokens_per_step(spec)
         self._seconds_before: dict[str, float] = {}
@@ -180,7 +177,7 @@ class Recorder:
     def evaluate(self, step: int) -> None:
         """Adds a point to the validation curve. Every point is taken on the same tokens, the last one too."""
         with self.clock("eval"):
-            result = score(self.model, self._curve_batches, self._token_bytes)
+            result = self._scorer(self._curve_batches)
         self.curve.append([float(step * self._flops), result.val_bpb])
         values = {**self._spent(step), "val_loss": result.val_loss, "val_bpb": result.val_bpb}
         self.folder.append_metrics(step, values)

@@ -5,6 +5,7 @@ compiles, counts as `compile_s`; evaluations, checkpoints and the sample have en
 """
 
 import dataclasses
+import gc
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from lmxlab.experiments.record import environment
 from lmxlab.experiments.recorder import Clock, Observer, Progress, Recorder
 from lmxlab.experiments.runner import git_commit
 from lmxlab.experiments.sample import sample_text
-from lmxlab.experiments.score import Score, score
+from lmxlab.experiments.score import Score, Scorer
 from lmxlab.experiments.spec import Budget, RunSpec, read_config
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
 from lmxlab.files import atomic_write
@@ -107,11 +108,14 @@ def _train(
     stop: Stop,
     clock: Clock,
 ) -> LogEntry:
+    gc.collect()  # a run before this one in the same process holds its weights in cycles
+    mx.clear_cache()
     mx.reset_peak_memory()
     batches = TokenBatches(prepared.train, spec.optim.batch_size, spec.seq_len, seed=spec.seed)
     curve = list(_eval_batches(spec, prepared, max(1, spec.eval_tokens // CURVE_SHARE)))
     model = build_model(spec)
-    recorder = Recorder(spec, model, folder, curve, prepared.token_bytes, clock, observer, stop)
+    scorer = Scorer(model, prepared.token_bytes)
+    recorder = Recorder(spec, folder, curve, scorer, clock, observer, stop)
     trainer = Trainer(model, spec.optim, callbacks=[recorder], checkpointer=recorder.checkpoint)
     checkpoint = folder.latest_checkpoint()
     if checkpoint is not None:
@@ -128,7 +132,7 @@ def _train(
         raise Interrupted
     observer.phase(spec, "eval")
     with clock("eval"):
-        result = score(model, _eval_batches(spec, prepared, spec.eval_tokens), prepared.token_bytes)
+        result = scorer(_eval_batches(spec, prepared, spec.eval_tokens))
         recorder.evaluate(trainer.step)
     observer.phase(spec, "sample")
     with clock("sample"):

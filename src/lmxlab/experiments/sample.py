@@ -35,8 +35,9 @@ def stream_text(
         ):
             tokens.append(token)
             new += 1
-            # Decode the whole text each time: a character may be made of several tokens.
-            text = tokenizer.decode(tokens)
+            # Decode the whole text each time: a character may be made of several tokens. A vocabulary that was rounded
+            # up has ids that stand for nothing.
+            text = tokenizer.decode([token for token in tokens if token < tokenizer.vocab_size])
             if text.endswith("\ufffd"):
                 continue
             yield text[len(shown) :]

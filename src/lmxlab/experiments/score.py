@@ -1,12 +1,14 @@
 """Validation loss and bits per byte of a model on token batches."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from lmxlab import platform
 from lmxlab.core import kernels
 from lmxlab.models.base import LanguageModel, evaluating
 
@@ -36,23 +38,33 @@ class Score:
         return self.nats / (math.log(2) * self.bytes) if self.bytes else math.nan
 
 
-def score(model: LanguageModel, batches: Iterable[Batch], token_bytes: np.ndarray) -> Score:
-    """Scores every target of `batches`, dropout off.
+class Scorer:
+    """Scores one model, compiled once for all its evaluations.
 
     Args:
-        batches: (x, y) pairs, each (B, T) token ids; y is x shifted by one.
         token_bytes: (vocab,) bytes of each token's text, 0 for special tokens.
     """
-    sizes = mx.array(token_bytes)
-    nats, tokens, n_bytes = 0.0, 0, 0
-    with evaluating(model):
-        for x, y in batches:
-            hidden, _ = model.hidden_states(x)
-            loss = kernels.linear_cross_entropy(hidden, model.output_weight, y).astype(mx.float32)
-            size = sizes[y]
-            scored = size > 0
-            # Summed by numpy in float64: float32 loses digits over a million tokens.
-            nats += float(np.array(mx.where(scored, loss, 0.0), dtype=np.float64).sum())
-            tokens += int(np.array(scored).sum())
-            n_bytes += int(np.array(size).sum())
-    return Score(nats, tokens, n_bytes)
+
+    def __init__(self, model: LanguageModel, token_bytes: np.ndarray):
+        self.model = model
+        self._bytes = mx.array(token_bytes)
+        self._sums: Callable[..., mx.array] = self._batch_sums
+        if platform.can_compile():
+            self._sums = mx.compile(self._batch_sums, inputs=model.state)
+
+    def __call__(self, batches: Iterable[Batch]) -> Score:
+        """Sums over every target of `batches`: (x, y) pairs of token ids, each (B, T), y being x shifted by one."""
+        nats, tokens, n_bytes = 0.0, 0, 0
+        with evaluating(self.model):
+            for x, y in batches:
+                sums: Any = self._sums(x, y).tolist()
+                nats, tokens, n_bytes = nats + float(sums[0]), tokens + int(sums[1]), n_bytes + int(sums[2])
+        return Score(nats, tokens, n_bytes)
+
+    def _batch_sums(self, x: mx.array, y: mx.array) -> mx.array:
+        """Nats, scored tokens and bytes of one batch, (3,)."""
+        hidden, _ = self.model.hidden_states(x)
+        nats = kernels.linear_cross_entropy(hidden, self.model.output_weight, y).astype(mx.float32)
+        sizes = self._bytes[y]
+        sums = mx.where(sizes > 0, nats, 0.0).sum(), (sizes > 0).sum(), sizes.sum()
+        return mx.stack([array.astype(mx.float32) for array in sums])  # counts below 2^24: exact
