@@ -14,7 +14,7 @@ from lmxlab.models.families import resolve
 from lmxlab.models.gpt import gpt2_tiny, gpt_config, gpt_tiny
 from lmxlab.models.llama import llama_tiny
 
-from .architectures import build, gap, tokens
+from .architectures import ARCHITECTURES, build, gap, tokens
 
 
 def weights(model: LanguageModel) -> dict[str, mx.array]:
@@ -179,3 +179,11 @@ def test_embeddings_are_scaled() -> None:
     model.embed.weight = model.embed.weight / 8
     model.config = config
     assert gap(model.hidden_states(x)[0], unscaled) < 1e-5
+
+
+def test_the_state_of_a_model_is_its_parameters_and_does_not_change_in_use() -> None:
+    for name in ("gpt", "llama3-scaling", "alibi", "gpt2"):
+        model = build(ARCHITECTURES[name]())
+        before = {path for path, _ in tree_flatten(model.state)}
+        model(tokens(1, 60 if name != "gpt2" else 40))
+        assert {path for path, _ in tree_flatten(model.state)} == before == set(weights(model))

@@ -2,6 +2,8 @@
 
 Positions are absolute: `offset` is the number of tokens before the first one given, so cached decoding
 goes on where the cache ends.
+
+Their tables are numpy arrays: a module's MLX arrays are its state, which a compiled step carries through every call.
 """
 
 import math
@@ -30,9 +32,8 @@ class RoPE(nn.Module):
         self.dims = int(config.head_dim)
         self.theta = config.rope_theta
         self.scaling = config.rope_scaling
-        self._periods = None
-        if self.scaling is not None and not self.depends_on_length:
-            self._periods = self._compute_periods()
+        scaled = self.scaling is not None and not self.depends_on_length
+        self._periods = self._compute_periods() if scaled else None
 
     @property
     def depends_on_length(self) -> bool:
@@ -47,14 +48,14 @@ class RoPE(nn.Module):
     def rotate(self, x: mx.array, offset: int, seq_len: int) -> mx.array:
         """x (B, heads, T, head_dim) from position `offset`, within a sequence of `seq_len` tokens."""
         periods = self._compute_periods(seq_len) if self.depends_on_length else self._periods
-        base = self.theta if periods is None else None
-        x = mx.fast.rope(x, self.dims, traditional=False, base=base, scale=1.0, offset=offset, freqs=periods)
+        base, freqs = (self.theta, None) if periods is None else (None, mx.array(periods))
+        x = mx.fast.rope(x, self.dims, traditional=False, base=base, scale=1.0, offset=offset, freqs=freqs)
         magnitude = 1.0 if self.scaling is None else self.scaling.magnitude
         return x if magnitude == 1.0 else x * magnitude
 
-    def _compute_periods(self, seq_len: int | None = None) -> mx.array:
+    def _compute_periods(self, seq_len: int | None = None) -> np.ndarray:
         # mx.fast.rope divides positions by what it calls `freqs`.
-        return mx.array((1 / inverse_frequencies(self.dims, self.theta, self.scaling, seq_len)).astype(np.float32))
+        return (1 / inverse_frequencies(self.dims, self.theta, self.scaling, seq_len)).astype(np.float32)
 
 
 class Sinusoidal(nn.Module):
@@ -66,16 +67,14 @@ class Sinusoidal(nn.Module):
     def __init__(self, config: BlockConfig):
         super().__init__()
         self.d_model = config.d_model
-        self._rows = config.max_seq_len
-        self._table: mx.array | None = None  # made at first use: a block that is never asked needs none
+        self._table = _sinusoids(config.max_seq_len, config.d_model)
 
     def __call__(self, x: mx.array, offset: int = 0) -> mx.array:
         """x (..., T, d_model), its first token at position `offset` -> the same shape and dtype."""
         end = offset + x.shape[-2]
-        if self._table is None or end > self._table.shape[0]:
-            self._rows = max(self._rows, 2 ** math.ceil(math.log2(end)))
-            self._table = mx.array(_sinusoids(self._rows, self.d_model))
-        return x + self._table[offset:end].astype(x.dtype)
+        if end > len(self._table):
+            self._table = _sinusoids(2 ** math.ceil(math.log2(end)), self.d_model)
+        return x + mx.array(self._table[offset:end]).astype(x.dtype)
 
 
 def _sinusoids(n_positions: int, d_model: int) -> np.ndarray:
@@ -114,7 +113,7 @@ class ALiBi(nn.Module):
 
     def __init__(self, config: BlockConfig):
         super().__init__()
-        self._slopes = mx.array(_alibi_slopes(config.n_heads), dtype=mx.float32)[None, :, None, None]
+        self._slopes = np.array(_alibi_slopes(config.n_heads), dtype=np.float32)[None, :, None, None]
 
     def __call__(self, mask: mx.array | str | None = None, seq_len: int = 0, cache_len: int = 0) -> mx.array:
         """Bias plus mask.
@@ -129,7 +128,7 @@ class ALiBi(nn.Module):
         """
         keys = mx.arange(cache_len + seq_len)
         queries = mx.arange(cache_len, cache_len + seq_len)[:, None]
-        bias = -self._slopes * mx.abs(queries - keys).astype(mx.float32)
+        bias = mx.array(-self._slopes) * mx.abs(queries - keys).astype(mx.float32)
         if mask is None:
             return bias
         if isinstance(mask, str):
