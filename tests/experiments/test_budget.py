@@ -43,6 +43,7 @@ def test_a_per_layer_model_survives_json() -> None:
         ("[budget]\nsteps = 3\nflops = 1e9", "one unit"),
         ("[budget]\nsteps = 0", "above 0, got steps = 0"),
         ("optim = 3", r"\[optim\] must be a table"),
+        ('seed = "high"', "seed must be int, got 'high'"),
     ],
 )
 def test_a_wrong_config_file_says_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:

@@ -14,8 +14,8 @@ from lmxlab.experiments.budget import count_parameters, flops_per_step
 from lmxlab.experiments.compare import ComparisonResult, Plan, compare, make_plan, result_of, run_folder
 from lmxlab.experiments.interrupt import Interrupted, Stop
 from lmxlab.experiments.recorder import Clock, Observer, Progress
-from lmxlab.experiments.run import build_model, read_result
 from lmxlab.experiments.spec import RunSpec
+from lmxlab.experiments.stored import build_model, read_result
 from lmxlab.experiments.tracking import ExperimentLog
 from lmxlab.training.config import TrainConfig
 

@@ -14,10 +14,11 @@ import pytest
 from lmxlab.data import CharTokenizer, DataConfig, eval_batches, prepare
 from lmxlab.experiments.interrupt import stop_on_signals
 from lmxlab.experiments.record import environment, git_state
-from lmxlab.experiments.run import build_model, execute, load_model, measure_step_s, read_spec
+from lmxlab.experiments.run import execute, measure_step_s
 from lmxlab.experiments.sample import sample_text, stream_text
 from lmxlab.experiments.score import Score, Scorer
 from lmxlab.experiments.spec import Budget, RunSpec
+from lmxlab.experiments.stored import build_model, load_model, read_spec
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.gpt import gpt2_config, gpt_tiny
 from lmxlab.training.config import TrainConfig

@@ -12,13 +12,13 @@ from tyro.extras import SubcommandApp
 from lmxlab.cli.data import default
 from lmxlab.cli.live import LiveView
 from lmxlab.cli.options import DATASET, RUNS, Json, Runs, Tokenizer, option
-from lmxlab.cli.render import duration, note, number, out, out_json, p_value, scaled, table
+from lmxlab.cli.render import count, duration, note, number, out, out_json, p_value, scaled, table
 from lmxlab.data import DataConfig, prepare
 from lmxlab.errors import UserError
 from lmxlab.experiments.compare import ComparisonResult, Plan, compare, make_plan, result_of, run_folder
 from lmxlab.experiments.interrupt import Interrupted, stop_on_signals
 from lmxlab.experiments.picture import save_curves
-from lmxlab.experiments.run import read_result
+from lmxlab.experiments.stored import read_result
 from lmxlab.experiments.tracking import ExperimentLog
 from lmxlab.training.config import TrainConfig
 
@@ -138,14 +138,14 @@ def _report(result: ComparisonResult, picture: Path, ledger: ExperimentLog, seco
                 number(design.mean()),
                 _interval(design.interval()),
                 f"{design.parameters:,}",
-                f"{design.mean('tokens') or 0:,.0f}",
+                count(design.mean("tokens")),
                 scaled(design.mean("total_flops")),
-                f"{design.mean('tokens_per_s') or 0:,.0f}",
+                count(design.mean("tokens_per_s")),
                 duration(design.mean("train_s")),
             )
             for design in result.designs
         ],
-        title=f"Validation bits per byte (lower is better), means per run over {len(plan.seeds)} seeds",
+        title=f"Validation bits per byte (lower is better), means over {_seeds_word(plan)}",
     )
     out()
     if len(plan.seeds) > 1:
@@ -192,8 +192,13 @@ def _seeds(given: Sequence[int]) -> tuple[int, ...]:
 
 
 def _title(plan: Plan) -> str:
-    tokens = " / ".join(f"{spec.optim.max_steps:,} steps" for spec in plan.specs)
-    return f"{' against '.join(plan.names)}: {scaled(plan.flops, 'FLOP')} each ({tokens}), {len(plan.seeds)} seeds"
+    steps = sorted({spec.optim.max_steps for spec in plan.specs})
+    span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+    return f"{' against '.join(plan.names)}: {scaled(plan.flops, 'FLOP')} ({span} steps) each, {_seeds_word(plan)}"
+
+
+def _seeds_word(plan: Plan) -> str:
+    return "1 seed" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
 
 
 def _interval(interval: Sequence[float] | None) -> str:

@@ -11,8 +11,9 @@ from lmxlab.cli.render import duration, note, out, out_json
 from lmxlab.cli.runs import find_run
 from lmxlab.data import eval_batches, prepare
 from lmxlab.errors import UserError
-from lmxlab.experiments.run import EVAL_ROWS, load_model
+from lmxlab.experiments.run import EVAL_ROWS
 from lmxlab.experiments.score import Scorer
+from lmxlab.experiments.stored import load_model
 
 
 def register(app: SubcommandApp, arguments: list[str]) -> None:

@@ -12,8 +12,8 @@ from lmxlab.cli.render import note, out_json
 from lmxlab.cli.runs import find_run
 from lmxlab.data import prepare
 from lmxlab.errors import UserError
-from lmxlab.experiments.run import load_model
 from lmxlab.experiments.sample import stream_text
+from lmxlab.experiments.stored import load_model
 
 
 def register(app: SubcommandApp, arguments: list[str]) -> None:

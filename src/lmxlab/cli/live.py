@@ -84,9 +84,9 @@ class LiveView(Observer):
         table.add_column("", no_wrap=True)
         for row in self._runs.values():
             table.add_row(*row.cells(), style="dim" if row.state == "waiting" else None)
-        left = f"{self.used:4.0%} of the budget used, {_left(self.time_left_s)}  (Ctrl-C saves and stops)"
+        left = f"{self.used:4.0%} of the budget, {_left(self.time_left_s)}  (Ctrl-C saves and stops)"
         bar = Table.grid(padding=(0, 1))
-        bar.add_row(ProgressBar(total=1.0, completed=self.used, width=30), Text(left))
+        bar.add_row(ProgressBar(total=1.0, completed=self.used, width=20), Text(left))
         return Group(table, bar)
 
     def _row(self, spec: RunSpec) -> "_Row":

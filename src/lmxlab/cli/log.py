@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
 from lmxlab.cli.options import RUNS, Json, option
-from lmxlab.cli.render import MISSING, duration, note, number, out, out_json, scaled, table
+from lmxlab.cli.render import MISSING, count, duration, note, number, out, out_json, scaled, table
 from lmxlab.errors import UnknownNameError, UserError
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
 
@@ -62,7 +62,7 @@ def show(run: Positional[str], /, *, ledger: Ledger = LEDGER, json: Json = False
     out(f"seed         {entry.seed}")
     for name in ("val_bpb", "val_loss", "train_loss"):
         out(f"{name:<12} {number(entry.value(name))}")
-    out(f"parameters   {_count(entry.value('param_count'))}")
+    out(f"parameters   {count(entry.value('param_count'))}")
     out(f"FLOPs        {scaled(entry.value('total_flops'), 'FLOP')}")
     out(f"memory       {number(entry.value('peak_memory_mb'), 0)} MB at the peak")
     for name, value in entry.metrics.items():
@@ -151,8 +151,8 @@ def _row(entry: LogEntry) -> list[str]:
         entry.status,
         str(entry.seed),
         number(entry.value("val_bpb")),
-        _count(entry.value("param_count")),
-        _count(entry.value("tokens")),
+        count(entry.value("param_count")),
+        count(entry.value("tokens")),
         duration(entry.value("train_s")),
     ]
 
@@ -162,7 +162,3 @@ def _when(entry: LogEntry) -> str:
         return datetime.fromtimestamp(entry.timestamp).strftime("%Y-%m-%d %H:%M:%S")
     except (ValueError, OverflowError, TypeError):
         return MISSING  # the line has no time
-
-
-def _count(value: Any) -> str:
-    return MISSING if value is None else f"{value:,.0f}"

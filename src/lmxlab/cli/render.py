@@ -49,6 +49,15 @@ def number(value: float | None, digits: int = 4) -> str:
     return MISSING if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
+def count(value: float | None) -> str:
+    """Whole, with thousands set apart; "-" when it is missing.
+
+    >>> count(803712), count(None)
+    ('803,712', '-')
+    """
+    return MISSING if value is None or not math.isfinite(value) else f"{value:,.0f}"
+
+
 def scaled(value: float | None, unit: str = "") -> str:
     """Three digits and a prefix.
 

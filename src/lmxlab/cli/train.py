@@ -19,8 +19,9 @@ from lmxlab.data import DataConfig, prepare
 from lmxlab.errors import UserError
 from lmxlab.experiments.designs import adapt, find_design
 from lmxlab.experiments.interrupt import Interrupted, stop_on_signals
-from lmxlab.experiments.run import execute, read_spec
+from lmxlab.experiments.run import execute
 from lmxlab.experiments.spec import SECTIONS, Budget, RunSpec, from_table
+from lmxlab.experiments.stored import read_spec
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
 from lmxlab.training.config import TrainConfig
 from lmxlab.training.run_folder import RunFolder

@@ -20,9 +20,10 @@ from lmxlab.experiments.analysis import Verdict, decide
 from lmxlab.experiments.budget import TOLERANCE, count_parameters, flops_per_step, match_size, steps_within, with_steps
 from lmxlab.experiments.designs import find_design
 from lmxlab.experiments.interrupt import Interrupted, Stop
-from lmxlab.experiments.run import Diverged, Observer, execute, measure_step_s, read_result
+from lmxlab.experiments.run import Diverged, Observer, execute, measure_step_s
 from lmxlab.experiments.spec import Budget, RunSpec, from_table
 from lmxlab.experiments.statistics import confidence_interval, measured
+from lmxlab.experiments.stored import read_result
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
 from lmxlab.files import atomic_write
 from lmxlab.training.config import TrainConfig

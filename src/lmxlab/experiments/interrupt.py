@@ -12,7 +12,7 @@ class Interrupted(Exception):
 
 
 class Stop:
-    """Whether a stop was asked for. Usable as a Trainer callback: `should_stop` ends the loop at that step."""
+    """Whether a stop was asked for; a run looks after every step."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -27,15 +27,15 @@ from lmxlab.experiments.recorder import Clock, Observer, Progress, Recorder
 from lmxlab.experiments.runner import git_commit
 from lmxlab.experiments.sample import sample_text
 from lmxlab.experiments.score import Score, Scorer
-from lmxlab.experiments.spec import Budget, RunSpec, read_config
+from lmxlab.experiments.spec import Budget, RunSpec
+from lmxlab.experiments.stored import build_model, check_same_run, read_result
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
 from lmxlab.files import atomic_write
 from lmxlab.models.base import LanguageModel
-from lmxlab.training.checkpoints import load_checkpoint
 from lmxlab.training.run_folder import RunFolder
 from lmxlab.training.trainer import NonFiniteLoss, Trainer
 
-__all__ = ["Budget", "Diverged", "Observer", "Progress", "RunSpec", "execute", "measure_step_s", "read_spec"]
+__all__ = ["Budget", "Diverged", "Observer", "Progress", "RunSpec", "execute", "measure_step_s"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,15 +79,17 @@ def execute(
     observer.phase(spec, "data")
     with clock("data"):
         prepared = prepared or prepare(spec.data)
-    if resume and (folder.config).exists():
-        spec = _same_run(spec, folder, prepared)
+    # A text shorter than one window, or a budget below one step, is a mistake, not a run that crashed.
+    batches = TokenBatches(prepared.train, spec.optim.batch_size, spec.seq_len, seed=spec.seed)
+    if resume and folder.config.exists():
+        spec = check_same_run(spec, folder, prepared)
     else:
         spec = _settle(spec, prepared)
         settings = {"spec": spec.to_dict(), "data": {"hash": prepared.hash, **prepared.info}, **environment()}
         atomic_write(folder.config, json.dumps(settings, indent=2, default=str))
     with _run_log(folder):
         try:
-            return _train(spec, folder, prepared, ledger, observer, stop, clock)
+            return _train(spec, folder, prepared, batches, ledger, observer, stop, clock)
         except (Interrupted, KeyboardInterrupt):
             logger.info("interrupted; the state is saved")
             raise
@@ -103,6 +105,7 @@ def _train(
     spec: RunSpec,
     folder: RunFolder,
     prepared: PreparedData,
+    batches: TokenBatches,
     ledger: ExperimentLog | None,
     observer: Observer,
     stop: Stop,
@@ -111,7 +114,6 @@ def _train(
     gc.collect()  # a run before this one in the same process holds its weights in cycles
     mx.clear_cache()
     mx.reset_peak_memory()
-    batches = TokenBatches(prepared.train, spec.optim.batch_size, spec.seq_len, seed=spec.seed)
     curve = list(_eval_batches(spec, prepared, max(1, spec.eval_tokens // CURVE_SHARE)))
     model = build_model(spec)
     scorer = Scorer(model, prepared.token_bytes)
@@ -145,42 +147,6 @@ def _train(
     return entry
 
 
-def build_model(spec: RunSpec) -> LanguageModel:
-    """The untrained model of a run: its weights depend on the seed and the config alone."""
-    mx.random.seed(spec.seed)
-    model = LanguageModel(spec.model)
-    mx.eval(model.parameters())
-    return model
-
-
-def load_model(folder: RunFolder) -> tuple[RunSpec, LanguageModel]:
-    """The spec and the trained model of a run folder, from its last good checkpoint.
-
-    Raises:
-        UserError: if the folder has no config.json or no checkpoint that can be read.
-    """
-    spec = read_spec(folder)
-    checkpoint = folder.latest_checkpoint()
-    if checkpoint is None:
-        raise UserError(f"{folder.path} has no checkpoint that can be read: train it first.")
-    model = build_model(spec)
-    load_checkpoint(checkpoint, model)
-    return spec, model
-
-
-def read_spec(folder: RunFolder) -> RunSpec:
-    """The spec that a run folder was made with; UserError when it is no run folder."""
-    return RunSpec.from_dict(read_config(folder.config))
-
-
-def read_result(folder: RunFolder) -> LogEntry | None:
-    """The result of a run that ended well, None while it has none."""
-    try:
-        return LogEntry(**json.loads((folder.result).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
 def measure_step_s(spec: RunSpec, prepared: PreparedData) -> float:
     """Seconds per training step on this machine now: the median of a few, compiled, of a model that is thrown away."""
     model = build_model(spec)
@@ -211,37 +177,6 @@ def _settle(spec: RunSpec, prepared: PreparedData) -> RunSpec:
     if spec.budget.minutes is None:
         return with_steps(spec, steps_within(spec))
     return with_steps(spec, max(1, int(60 * spec.budget.minutes / measure_step_s(spec, prepared))))
-
-
-def _same_run(spec: RunSpec, folder: RunFolder, prepared: PreparedData) -> RunSpec:
-    """The folder's own spec, after checking that it is the run that was asked for.
-
-    Raises:
-        UserError: naming the settings, or the data, that differ.
-    """
-    settings = json.loads((folder.config).read_text())
-    stored = read_spec(folder)
-    asked, there = _flat(spec.to_dict()), _flat(stored.to_dict())
-    # These follow from the budget and the seed, which are compared themselves.
-    derived = {"optim.max_steps", "optim.warmup_steps", "optim.seed"}
-    keys = sorted((asked.keys() | there.keys()) - derived)
-    differ = [key for key in keys if asked.get(key) != there.get(key)]
-    if differ:
-        changes = ", ".join(f"{key} is {there.get(key)!r} there, {asked.get(key)!r} asked" for key in differ[:4])
-        raise UserError(
-            f"{folder.path} is a run with other settings: {changes}. Resume it without settings, or start a new run."
-        )
-    if settings.get("data", {}).get("hash") != prepared.hash:
-        raise UserError(f"The data of {folder.path} has changed since it was started: start a new run.")
-    return stored
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _write_sample(spec: RunSpec, folder: RunFolder, model: LanguageModel, prepared: PreparedData) -> str:

@@ -130,11 +130,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def check_keys(table: dict[str, Any]) -> None:
-    """Raises UnknownNameError for a key that a run does not have."""
-    allowed = [f.name for f in dataclasses.fields(RunSpec)]
-    for key in table:
-        if key not in allowed:
-            raise UnknownNameError("config key", key, allowed)
+    """Raises UnknownNameError for a key that a run does not have, and UserError for a plain value of the wrong type."""
+    hints = typing.get_type_hints(RunSpec)
+    for key, value in table.items():
+        if key not in hints:
+            raise UnknownNameError("config key", key, hints)
+        if key != "model" and key not in SECTIONS:
+            _checked(key, value, hints[key])
 
 
 def from_table(kind: Any, table: Any, section: str = "") -> Any:

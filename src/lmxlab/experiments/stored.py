@@ -1,0 +1,81 @@
+"""Reading a run folder back: its spec, its result, its model, and whether it is the run that is to be resumed."""
+
+import json
+from typing import Any
+
+import mlx.core as mx
+
+from lmxlab.data import PreparedData
+from lmxlab.errors import UserError
+from lmxlab.experiments.spec import RunSpec, read_config
+from lmxlab.experiments.tracking import LogEntry
+from lmxlab.models.base import LanguageModel
+from lmxlab.training.checkpoints import load_checkpoint
+from lmxlab.training.run_folder import RunFolder
+
+
+def build_model(spec: RunSpec) -> LanguageModel:
+    """The untrained model of a run: its weights depend on the seed and the config alone."""
+    mx.random.seed(spec.seed)
+    model = LanguageModel(spec.model)
+    mx.eval(model.parameters())
+    return model
+
+
+def load_model(folder: RunFolder) -> tuple[RunSpec, LanguageModel]:
+    """The spec and the trained model of a run folder, from its last good checkpoint.
+
+    Raises:
+        UserError: if the folder has no config.json or no checkpoint that can be read.
+    """
+    spec = read_spec(folder)
+    checkpoint = folder.latest_checkpoint()
+    if checkpoint is None:
+        raise UserError(f"{folder.path} has no checkpoint that can be read: train it first.")
+    model = build_model(spec)
+    load_checkpoint(checkpoint, model)
+    return spec, model
+
+
+def read_spec(folder: RunFolder) -> RunSpec:
+    """The spec that a run folder was made with; UserError when it is no run folder."""
+    return RunSpec.from_dict(read_config(folder.config))
+
+
+def read_result(folder: RunFolder) -> LogEntry | None:
+    """The result of a run that ended well, None while it has none."""
+    try:
+        return LogEntry(**json.loads((folder.result).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def check_same_run(spec: RunSpec, folder: RunFolder, prepared: PreparedData) -> RunSpec:
+    """The folder's own spec, after checking that it is the run that was asked for.
+
+    Raises:
+        UserError: naming the settings, or the data, that differ.
+    """
+    settings = json.loads((folder.config).read_text())
+    stored = read_spec(folder)
+    asked, there = _flat(spec.to_dict()), _flat(stored.to_dict())
+    # These follow from the budget and the seed, which are compared themselves.
+    derived = {"optim.max_steps", "optim.warmup_steps", "optim.seed"}
+    keys = sorted((asked.keys() | there.keys()) - derived)
+    differ = [key for key in keys if asked.get(key) != there.get(key)]
+    if differ:
+        changes = ", ".join(f"{key} is {there.get(key)!r} there, {asked.get(key)!r} asked" for key in differ[:4])
+        raise UserError(
+            f"{folder.path} is a run with other settings: {changes}. Resume it without settings, or start a new run."
+        )
+    if settings.get("data", {}).get("hash") != prepared.hash:
+        raise UserError(f"The data of {folder.path} has changed since it was started: start a new run.")
+    return stored
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
