@@ -282,7 +282,7 @@ def _flops_in(minutes: float, specs: Sequence[RunSpec], n_seeds: int, prepared: 
 def _paced(spec: RunSpec) -> RunSpec:
     """`spec` with the steps that its budget buys, and evaluations and checkpoints evenly spaced over them."""
     steps = steps_within(spec)
-    every = max(1, steps // CURVE_POINTS)
+    every = math.ceil(steps / CURVE_POINTS)
     optim = dataclasses.replace(spec.optim, eval_interval=every, checkpoint_interval=2 * every)
     return with_steps(dataclasses.replace(spec, optim=optim), steps)
 
