@@ -10,14 +10,13 @@ import subprocess
 import sys
 import time
 
-import lmxlab
 import mlx.core as mx
 import numpy as np
 
+import lmxlab
 from lmxlab.data import TokenBatches
 from lmxlab.models.gpt import gpt_config
 from lmxlab.training import TrainConfig, standard_callbacks
-from lmxlab.training.parallel import all_cores
 
 STEPS, ROUNDS = 50, 12
 
@@ -34,10 +33,9 @@ def trainer_overhead() -> float:
     ratios = []
     for _ in range(ROUNDS + 1):
         start = time.perf_counter()
-        with all_cores():
-            for _ in range(STEPS):
-                loss, norm = trainer._steps.update(x, y)
-                mx.eval(trainer._steps.state, loss, norm)
+        for _ in range(STEPS):
+            loss, norm = trainer._steps.update(x, y)
+            mx.eval(trainer._steps.state, loss, norm)
         bare = time.perf_counter() - start
         object.__setattr__(trainer.config, "max_steps", trainer.step + STEPS)
         start = time.perf_counter()

@@ -19,7 +19,7 @@ SIZES = {
     "6 x 384, 8 x 256, vocabulary 65": (6, 384, 6, 8, 256, 65),
     "4 x 256, 16 x 256, vocabulary 8192": (4, 256, 4, 16, 256, 8192),
 }
-PLAIN = {"LMXLAB_BLAS": "off", "LMXLAB_EXACT": "1", "LMXLAB_STREAMS": "1"}
+PLAIN = {"LMXLAB_BLAS": "off", "LMXLAB_EXACT": "1"}
 
 
 def worker(size: tuple[int, ...], seconds: float, steps: int) -> None:
@@ -27,9 +27,9 @@ def worker(size: tuple[int, ...], seconds: float, steps: int) -> None:
     import dataclasses
     import time
 
-    import lmxlab  # before mlx, for its BLAS
     import mlx.core as mx
 
+    import lmxlab  # before mlx, for its BLAS
     from lmxlab.models.gpt import gpt_config
     from lmxlab.platform import peak_memory_bytes
 

@@ -23,3 +23,11 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture
+def cpu_forms_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test models are too small for the CPU forms of the kernels to pay, but it is those that must be tested."""
+    from lmxlab.core import kernels
+
+    monkeypatch.setattr(kernels.switch, "FEWEST_ELEMENTS", 0)

@@ -4,8 +4,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lmxlab.blas import load_blas
+from lmxlab.platform import keep_freed_memory
 
 load_blas()  # before anything imports mlx.core, which binds its BLAS then
+keep_freed_memory()
 
 if TYPE_CHECKING:
     from lmxlab.core.config import BlockConfig, ModelConfig

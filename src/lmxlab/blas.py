@@ -12,7 +12,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,27 +123,6 @@ def _provide_libgfortran() -> None:
                 file.flush()
                 ctypes.CDLL(f"/proc/self/fd/{file.fileno()}")
             return
-
-
-def can_limit_threads() -> bool:
-    """Whether `limit_threads` has a library to speak to."""
-    return load_blas().threads is not None
-
-
-@contextmanager
-def limit_threads(threads: int) -> Iterator[None]:
-    """Within the block BLAS uses so many threads per call; afterwards as many as before."""
-    blas = load_blas()
-    if blas.threads is None or blas.path is None:
-        yield
-        return
-    set_threads = _threads_setter(ctypes.CDLL(blas.path))
-    assert set_threads is not None  # load_blas has called it
-    set_threads(threads)
-    try:
-        yield
-    finally:
-        set_threads(blas.threads)
 
 
 def _threads_setter(library: ctypes.CDLL) -> Callable[[int], None] | None:

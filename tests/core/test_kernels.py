@@ -9,9 +9,12 @@ from scipy import special
 
 from lmxlab.core import kernels
 
-pytestmark = pytest.mark.skipif(
-    not kernels.is_fast(mx.zeros((1,))), reason="the CPU forms need a CPU device and a compiler"
-)
+pytestmark = [
+    pytest.mark.usefixtures("cpu_forms_at_any_size"),
+    pytest.mark.skipif(
+        not kernels.is_fast(mx.zeros((1 << 20,))), reason="the CPU forms need a CPU device and a compiler"
+    ),
+]
 
 WIDE = np.concatenate([np.linspace(-30, 30, 60_001), np.geomspace(1e-30, 3e4, 200), -np.geomspace(1e-30, 3e4, 200)])
 ACTIVATIONS = {
@@ -136,7 +139,7 @@ MASKS = {
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_attention_and_its_gradients(mask, kv_heads):
     arrays = [normal(2, 4, 7, 8), normal(2, kv_heads, 11, 8, seed=1), normal(2, kv_heads, 11, 6, seed=2)]
-    assert_same_as_float64(lambda q, k, v: kernels.attention(q * 3, k, v, 0.4, mask), arrays)
+    assert_same_as_float64(lambda q, k, v: kernels.attention(q * 3, k, v, 0.4, mask), arrays, 2e-5)
 
 
 def test_attention_has_the_gradient_of_an_additive_mask():
@@ -200,6 +203,13 @@ def test_exact_mode_gives_the_bits_of_mlx(exact_mode):
     x = normal(8, 16)
     assert mx.array_equal(kernels.softmax(x), mx.softmax(x, axis=-1, precise=True)).item()
     assert not kernels.is_fast(x)
+
+
+def test_small_arrays_use_the_operations_of_mlx(monkeypatch):
+    monkeypatch.setattr(kernels.switch, "FEWEST_ELEMENTS", 100)
+    small, large = normal(99), normal(101)
+    assert not kernels.is_fast(small) and kernels.is_fast(large) and kernels.is_fast(small, elements=100)
+    assert not kernels.is_fast(large, small.astype(mx.float16))
 
 
 def test_compiled_and_eager_agree():

@@ -6,8 +6,6 @@ import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.utils import tree_map_with_path
 
-from lmxlab.training.parallel import Balance
-
 UNDECAYED = ("embed", "position", "norm", "bias", "A_log")
 
 
@@ -36,12 +34,10 @@ class MatrixDecay(optim.Optimizer):
         for name, schedule in self._schedulers.items():
             self.state[name] = schedule(self.step)
         self.state["step"] = self.step + 1
-        balance = Balance()
-
-        def update(path: str, gradient: mx.array, parameter: mx.array, state: dict[str, Any]) -> mx.array:
-            single: Any = self.apply_single  # the subclass's, which takes the decay too
-            with balance.stream(parameter):
-                updated: mx.array = single(gradient, parameter, state, self.decay if decays(path, parameter) else 0.0)
-            return updated
-
-        return tree_map_with_path(update, gradients, parameters, self.state)
+        update: Any = self.apply_single  # the subclass's, which takes the decay too
+        return tree_map_with_path(
+            lambda path, g, p, s: update(g, p, s, self.decay if decays(path, p) else 0.0),
+            gradients,
+            parameters,
+            self.state,
+        )

@@ -17,7 +17,6 @@ from lmxlab.training.callbacks import Callback
 from lmxlab.training.config import TrainConfig
 from lmxlab.training.loss import item
 from lmxlab.training.optimizers import create_mup_optimizer, create_optimizer, learning_rates
-from lmxlab.training.parallel import all_cores
 from lmxlab.training.step import Batch, Steps
 
 EvalData = Iterable[Batch] | Callable[[], Iterable[Batch]]
@@ -67,7 +66,6 @@ class Trainer:
         self._resumed: dict[str, Any] = {}
         self._spent: list[Any] = []  # one-shot evaluation iterators that were read; held so that no id is reused
 
-    @all_cores()
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step on one batch.
 
@@ -77,7 +75,6 @@ class Trainer:
         self._train_mode()
         return self._finish(*self._steps.update(*batch))
 
-    @all_cores()
     def train_step_accumulated(self, micro_batches: list[Batch]) -> dict[str, float]:
         """One optimizer step on the token-weighted mean gradient of `micro_batches`, as if they were one batch.
 
@@ -141,7 +138,6 @@ class Trainer:
         self._tell("on_train_end", history)
         return history
 
-    @all_cores()
     def evaluate(self, eval_data: EvalData) -> dict[str, float]:
         """{"eval_loss": nats per token} over all batches of `eval_data`, dropout off; the training flag is restored.
 

@@ -17,6 +17,8 @@ from lmxlab.core.kernels.switch import is_fast
 # float32), and on [0, 0.27], enough where only what is far from 0 or 1 matters.
 _EXP = (1.0, 1.000000682, 0.4999858958, 0.1667628167, 0.0413629702, 8.834327620e-3, 9.489423419e-4, 3.862022912e-4)
 _EXP_17 = (1.0, 0.9999967880, 0.5001181694, 0.1653330069, 0.0474971679)
+_TANH_GELU = 2 * math.sqrt(2 / math.pi)
+_SQRT_2PI = math.sqrt(2 * math.pi)
 
 
 def exp_neg(a: mx.array) -> mx.array:
@@ -44,48 +46,51 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     return _swiglu(gate, up) if is_fast(gate, up) else nn.silu(gate) * up
 
 
-def _power(a: mx.array, coefficients: tuple[float, ...]) -> mx.array:
-    """exp(a) for a >= 0; grows without bound beyond the range of the polynomial."""
-    terms = [c / 64.0**i for i, c in enumerate(coefficients)]
-    p = terms[-1] * a + terms[-2]
-    for term in reversed(terms[:-2]):
-        p = p * a + term
-    for _ in range(6):
-        p = p * p
-    return p
+def _root(a: mx.array, coefficients: tuple[float, ...]) -> mx.array:
+    """exp(a / 16) for a >= 0; grows without bound beyond the polynomial's range. Pairs of terms keep it shallow."""
+    c = [value / 64.0**i for i, value in enumerate(coefficients)]
+    square = a * a
+    low = (c[0] + c[1] * a) + square * (c[2] + c[3] * a)
+    fourth = square * square
+    high = fourth * c[4] if len(c) == 5 else fourth * ((c[4] + c[5] * a) + square * (c[6] + c[7] * a))
+    p = low + high
+    p = p * p
+    return p * p
+
+
+def _power(root: mx.array) -> mx.array:
+    """root^16."""
+    for _ in range(4):
+        root = root * root
+    return root
 
 
 @kernel
+def _exp_root(a: mx.array) -> mx.array:
+    return _root(a, _EXP)
+
+
+@kernel
+def _reciprocal_power(root: mx.array) -> mx.array:
+    return 1 / _power(root)
+
+
 def _exp_neg(a: mx.array) -> mx.array:
-    return 1 / _power(a, _EXP)
-
-
-def _tanh_half(a: mx.array) -> mx.array:
-    """tanh(a / 2) for a >= 0."""
-    return 1 - 2 / (1 + _power(a, _EXP_17))
+    return _reciprocal_power(_exp_root(a))
 
 
 def _elementwise(forward: Callable[..., mx.array], backward: Callable[..., Any]) -> Callable[..., mx.array]:
     """An elementwise operation of arrays of one shape; backward(*inputs, cotangent) gives a cotangent per input."""
-    forward_kernel, backward_kernel = kernel(forward), kernel(backward)
 
     def apply(*inputs: mx.array) -> mx.array:
-        out: mx.array = flat(forward_kernel, *inputs)
+        out: mx.array = flat(forward, *inputs)
         return out
 
     def pull_back(inputs: Any, cotangent: mx.array, _output: mx.array) -> Any:
         inputs = (inputs,) if isinstance(inputs, mx.array) else inputs
-        return flat(backward_kernel, *inputs, cotangent)
+        return flat(backward, *inputs, cotangent)
 
     return with_vjp(apply, pull_back)
-
-
-def _normal(x: mx.array) -> tuple[mx.array, mx.array]:
-    """erf(|x| / sqrt 2) by Abramowitz and Stegun 7.1.26 (error under 1.5e-7), and exp(-x^2 / 2)."""
-    density = 1 / _power(0.5 * (x * x), _EXP)
-    t = 1 / (1 + (0.3275911 / math.sqrt(2)) * mx.abs(x))
-    p = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
-    return 1 - p * density, density
 
 
 def _half_sum(x: mx.array, odd: mx.array) -> mx.array:
@@ -94,43 +99,119 @@ def _half_sum(x: mx.array, odd: mx.array) -> mx.array:
     return half + mx.abs(half) * odd
 
 
+def _tanh_half(root: mx.array) -> mx.array:
+    """tanh(a / 2) from exp(a / 16)."""
+    return 1 - 2 / (1 + _power(root))
+
+
+_tanh_half_kernel = kernel(_tanh_half)
+
+
+# --- GELU by erf: 1 - q exp(-x^2 / 2) is erf(|x| / sqrt 2), Abramowitz and Stegun 7.1.26 (error under 1.5e-7)
+
+
+@kernel
+def _density_root(x: mx.array) -> mx.array:
+    return _root(0.5 * (x * x), _EXP)
+
+
+@kernel
+def _erf_factor(x: mx.array) -> mx.array:
+    t = 1 / (1 + (0.3275911 / math.sqrt(2)) * mx.abs(x))
+    square = t * t
+    high = (1.421413741 - 1.453152027 * t) + square * 1.061405429
+    return t * ((0.254829592 - 0.284496736 * t) + square * high)
+
+
+@kernel
+def _gelu_of(x: mx.array, q: mx.array, density: mx.array) -> mx.array:
+    return _half_sum(x, 1 - q * density)
+
+
+@kernel
+def _gelu_slope(x: mx.array, q: mx.array, density: mx.array, cotangent: mx.array) -> mx.array:
+    return cotangent * (0.5 + 0.5 * mx.sign(x) * (1 - q * density) + x * density * (1 / _SQRT_2PI))
+
+
 def _gelu_forward(x: mx.array) -> mx.array:
-    erf, _ = _normal(x)
-    return _half_sum(x, erf)
+    return _gelu_of(x, _erf_factor(x), _reciprocal_power(_density_root(x)))
 
 
 def _gelu_backward(x: mx.array, cotangent: mx.array) -> mx.array:
-    erf, density = _normal(x)
-    return cotangent * (0.5 + 0.5 * mx.sign(x) * erf + x * density * (1 / math.sqrt(2 * math.pi)))
+    return _gelu_slope(x, _erf_factor(x), _reciprocal_power(_density_root(x)), cotangent)
 
 
-_TANH_GELU = 2 * math.sqrt(2 / math.pi)
+# --- GELU by tanh
 
 
-def _gelu_tanh_forward(x: mx.array) -> mx.array:
-    return _half_sum(x, _tanh_half(mx.abs(x) * (_TANH_GELU + (_TANH_GELU * 0.044715) * (x * x))))
+@kernel
+def _gelu_tanh_root(x: mx.array) -> mx.array:
+    return _root(mx.abs(x) * (_TANH_GELU + (_TANH_GELU * 0.044715) * (x * x)), _EXP_17)
 
 
-def _gelu_tanh_backward(x: mx.array, cotangent: mx.array) -> mx.array:
-    a, square = mx.abs(x), x * x
-    t = _tanh_half(a * (_TANH_GELU + (_TANH_GELU * 0.044715) * square))
-    slope = x * (1 - t * t) * (_TANH_GELU / 4 + (_TANH_GELU / 4 * 3 * 0.044715) * square)
+@kernel
+def _half_sum_of_root(x: mx.array, root: mx.array) -> mx.array:
+    return _half_sum(x, _tanh_half(root))
+
+
+@kernel
+def _gelu_tanh_slope(x: mx.array, t: mx.array, cotangent: mx.array) -> mx.array:
+    slope = (_TANH_GELU / 4 + (_TANH_GELU / 4 * 3 * 0.044715) * (x * x)) * (x * (1 - t * t))
     return cotangent * (0.5 + 0.5 * mx.sign(x) * t + slope)
 
 
+def _gelu_tanh_forward(x: mx.array) -> mx.array:
+    return _half_sum_of_root(x, _gelu_tanh_root(x))
+
+
+def _gelu_tanh_backward(x: mx.array, cotangent: mx.array) -> mx.array:
+    return _gelu_tanh_slope(x, _tanh_half_kernel(_gelu_tanh_root(x)), cotangent)
+
+
+# --- SiLU, alone and as a gate
+
+
+@kernel
+def _silu_root(x: mx.array) -> mx.array:
+    return _root(mx.abs(x), _EXP_17)
+
+
+def _silu_slope_of(x: mx.array, t: mx.array) -> mx.array:
+    return (0.5 + 0.5 * mx.sign(x) * t) + 0.25 * x * (1 - t * t)
+
+
+@kernel
+def _silu_slope(x: mx.array, t: mx.array, cotangent: mx.array) -> mx.array:
+    return cotangent * _silu_slope_of(x, t)
+
+
+@kernel
+def _gated(gate: mx.array, root: mx.array, up: mx.array) -> mx.array:
+    return _half_sum(gate, _tanh_half(root)) * up
+
+
+@kernel
+def _gated_slopes(gate: mx.array, t: mx.array, up: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
+    return cotangent * up * _silu_slope_of(gate, t), cotangent * _half_sum(gate, t)
+
+
 def _silu_forward(x: mx.array) -> mx.array:
-    return _half_sum(x, _tanh_half(mx.abs(x)))
+    return _half_sum_of_root(x, _silu_root(x))
 
 
-def _silu_slope(x: mx.array) -> mx.array:
-    t = _tanh_half(mx.abs(x))
-    return 0.5 + 0.5 * mx.sign(x) * t + 0.25 * x * (1 - t * t)
+def _silu_backward(x: mx.array, cotangent: mx.array) -> mx.array:
+    return _silu_slope(x, _tanh_half_kernel(_silu_root(x)), cotangent)
+
+
+def _swiglu_forward(gate: mx.array, up: mx.array) -> mx.array:
+    return _gated(gate, _silu_root(gate), up)
+
+
+def _swiglu_backward(gate: mx.array, up: mx.array, cotangent: mx.array) -> Any:
+    return _gated_slopes(gate, _tanh_half_kernel(_silu_root(gate)), up, cotangent)
 
 
 _gelu = _elementwise(_gelu_forward, _gelu_backward)
 _gelu_tanh = _elementwise(_gelu_tanh_forward, _gelu_tanh_backward)
-_silu = _elementwise(_silu_forward, lambda x, cotangent: cotangent * _silu_slope(x))
-_swiglu = _elementwise(
-    lambda gate, up: _silu_forward(gate) * up,
-    lambda gate, up, cotangent: (cotangent * up * _silu_slope(gate), cotangent * _silu_forward(gate)),
-)
+_silu = _elementwise(_silu_forward, _silu_backward)
+_swiglu = _elementwise(_swiglu_forward, _swiglu_backward)

@@ -29,9 +29,9 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.arra
     Returns:
         (B, H, Tq, Dv).
     """
-    if not is_fast(q, k, v):
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     (batch, heads, queries, _), (_, groups, keys, _) = q.shape, k.shape
+    if not is_fast(q, k, v, elements=batch * heads * queries * keys):
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     share = heads // groups
     bias = _additive(mask, queries, keys)
     bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)

@@ -1,5 +1,6 @@
 """How passes over arrays are kept vectorised on a CPU."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,10 +22,10 @@ def spread(x: mx.array, like: mx.array) -> mx.array:
 
 
 def flat(function: Callable[..., Any], *arrays: mx.array) -> Any:
-    """Elementwise `function`, compiled as a kernel of its own over contiguous operands."""
-    out = function(*(fence(a.reshape(-1)) for a in arrays))
+    """Elementwise `function` of kernels, applied to the arrays (all of one shape) as contiguous vectors."""
+    out = function(*(a.reshape(-1) for a in arrays))
     shape = arrays[0].shape
-    return fence(out).reshape(shape) if isinstance(out, mx.array) else [fence(o).reshape(shape) for o in out]
+    return out.reshape(shape) if isinstance(out, mx.array) else [o.reshape(shape) for o in out]
 
 
 def row_sums(x: mx.array) -> mx.array:
@@ -38,8 +39,19 @@ def column_sums(x: mx.array) -> mx.array:
 
 
 def kernel(function: F) -> F:
-    """`function` compiled by itself, once for all shapes: inside a compiled step it becomes part of that."""
-    return platform.compile(function, shapeless=True)
+    """Elementwise `function` compiled as one pass, also inside a compiled step.
+
+    It must be at most 11 operations deep: MLX fuses no more, and would cut it where a constant becomes an operand. Not
+    compiled for all shapes at once, because then every constant is one.
+    """
+    compiled = platform.compile(function)
+
+    @functools.wraps(function)
+    def call(*arrays: mx.array) -> Any:
+        out: Any = compiled(*map(fence, arrays))
+        return fence(out) if isinstance(out, mx.array) else [fence(o) for o in out]
+
+    return call  # type: ignore[return-value]  # wraps() keeps the signature
 
 
 def with_vjp(forward: F, backward: Callable[..., Any]) -> F:
