@@ -3,7 +3,7 @@
     python benchmarks/nanogpt_cpu.py [PATH_OF_INPUT_TXT]
 
 4 layers, 128 wide, 4 heads, length 64, batch 12, no dropout, no biases; AdamW 1e-3 to 1e-4 by cosine, warmup 100, betas
-(0.9, 0.99), decay 0.1, clipping 1.0; the first 90% of the characters train (nanoGPT's config and README). nanoGPT itself,
+(0.9, 0.99), decay 0.1, clipping 1.0; the first 90% of the characters train (nanoGPT config and README). nanoGPT itself,
 run on a 2-core x86 with PyTorch 2.13 eager: 1.886 nats in 102 s.
 """
 
@@ -11,9 +11,8 @@ import dataclasses
 import sys
 import time
 
-import mlx.core as mx
-
 import lmxlab
+import mlx.core as mx
 from lmxlab.data import DataConfig, TokenBatches, eval_batches, prepare
 from lmxlab.models.gpt import gpt_config
 

@@ -10,10 +10,9 @@ import subprocess
 import sys
 import time
 
+import lmxlab
 import mlx.core as mx
 import numpy as np
-
-import lmxlab
 from lmxlab.data import TokenBatches
 from lmxlab.models.gpt import gpt_config
 from lmxlab.training import TrainConfig, standard_callbacks

@@ -27,9 +27,8 @@ def worker(size: tuple[int, ...], seconds: float, steps: int) -> None:
     import dataclasses
     import time
 
-    import mlx.core as mx
-
     import lmxlab  # before mlx, for its BLAS
+    import mlx.core as mx
     from lmxlab.models.gpt import gpt_config
     from lmxlab.platform import peak_memory_bytes
 

@@ -11,6 +11,7 @@ from lmxlab.models.base import LanguageModel
 
 from .architectures import ARCHITECTURES, build, gap, tokens
 
+pytestmark = pytest.mark.usefixtures("cpu_forms_at_any_size")
 every_architecture = pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 
 
