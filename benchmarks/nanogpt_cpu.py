@@ -22,7 +22,9 @@ SHARED = "../shared/data/tinyshakespeare/input.txt"
 def main() -> None:
     data = prepare(DataConfig(dataset=sys.argv[1] if len(sys.argv) > 1 else SHARED, tokenizer="char"))
     config = gpt_config(data.vocab_size, 128, 4, 4, 512, 64)
-    config = dataclasses.replace(config, block=dataclasses.replace(config.block, position="learned", bias=False))
+    config = dataclasses.replace(
+        config, block=dataclasses.replace(config.block, position="learned", bias=False), embed_scale=1.0
+    )
     mx.random.seed(1337)
     trainer = lmxlab.Trainer(
         lmxlab.LanguageModel(config),

@@ -34,7 +34,7 @@ def worker(size: tuple[int, ...], seconds: float, steps: int) -> None:
 
     layers, width, heads, batch, length, vocab = size
     config = gpt_config(vocab, width, heads, layers, 4 * width, length)
-    config = dataclasses.replace(config, block=dataclasses.replace(config.block, position="learned"))
+    config = dataclasses.replace(config, block=dataclasses.replace(config.block, position="learned"), embed_scale=1.0)
     mx.random.seed(0)
     trainer = lmxlab.Trainer(lmxlab.LanguageModel(config), lmxlab.TrainConfig(weight_decay=0.1))
     x, y = mx.random.randint(0, vocab, (2, batch, length))

@@ -17,6 +17,10 @@ class UnknownNameError(UserError, KeyError):
         super().__init__(unknown_name(kind, name, allowed))
 
 
+class MissingExtraError(UserError, ImportError):
+    """A package that only some users need is not installed; the message says what to install."""
+
+
 def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> str:
     """The message for a name that is not in a table.
 

@@ -1,11 +1,15 @@
 """Files that survive a crash: written whole under another name, synced, then renamed."""
 
+import dataclasses
+import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 def fsync_directory(path: Path) -> None:
@@ -65,3 +69,25 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
         raise
     fsync_directory(path.parent)
+
+
+def plain(value: Any) -> Any:
+    """`value` in the types of strict JSON: NaN and infinities become None, arrays lists, anything unknown its text."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy and MLX arrays and scalars
+        return plain(value.tolist())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return str(value)
+
+
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """`plain(value)` as strict JSON, which has no NaN."""
+    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)

@@ -1,6 +1,5 @@
 """How numbers and tables look, for every command."""
 
-import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -8,6 +7,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from lmxlab.files import to_json
 
 MISSING = "-"
 
@@ -24,7 +25,7 @@ def note(text: str) -> None:
 
 def out_json(value: Any) -> None:
     """The result for machines: strict JSON, missing numbers as null."""
-    print(json.dumps(_finite(value), indent=2, default=str))
+    print(to_json(value))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
@@ -97,11 +98,3 @@ def p_value(p: float | None) -> str:
     if p is None or not math.isfinite(p):
         return MISSING
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -74,10 +74,6 @@ class TokenBatches:
         starts = np.arange(offset, last + 1, self.seq_len)
         self._starts = rng.permutation(np.union1d(starts, [0, last]))
 
-    @property
-    def tokens_per_batch(self) -> int:
-        return self.batch_size * self.seq_len
-
     def __iter__(self) -> "TokenBatches":
         return self
 

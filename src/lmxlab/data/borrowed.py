@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lmxlab.data.bpe import byte_lengths, encode_texts
-from lmxlab.errors import UserError
+from lmxlab.errors import MissingExtraError, UserError
 from lmxlab.files import atomic_write
 
 
@@ -16,7 +16,7 @@ class TiktokenTokenizer:
     """A tiktoken encoding: "gpt2", "cl100k_base", ... Its file is downloaded once, by tiktoken.
 
     Raises:
-        ImportError: tiktoken is not installed.
+        MissingExtraError: tiktoken is not installed.
         UserError: no such encoding, or it could not be downloaded.
     """
 
@@ -24,7 +24,7 @@ class TiktokenTokenizer:
         try:
             import tiktoken
         except ImportError as error:
-            raise ImportError("TiktokenTokenizer needs tiktoken: pip install 'lmxlab[tiktoken]'") from error
+            raise MissingExtraError("TiktokenTokenizer needs tiktoken: pip install 'lmxlab[tiktoken]'") from error
         self.encoding_name = encoding_name
         try:
             self._encoding = tiktoken.get_encoding(encoding_name)
@@ -83,7 +83,7 @@ class HFTokenizer:
         try:
             from transformers import AutoTokenizer
         except ImportError as error:
-            raise ImportError("HFTokenizer needs transformers: pip install 'lmxlab[hf]'") from error
+            raise MissingExtraError("HFTokenizer needs transformers: pip install 'lmxlab[hf]'") from error
         self.repo_id = repo_id
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(repo_id)

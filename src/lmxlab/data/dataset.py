@@ -6,7 +6,7 @@ from itertools import chain, islice
 import mlx.core as mx
 
 from lmxlab.data.tokenizer import Tokenizer
-from lmxlab.errors import UserError
+from lmxlab.errors import MissingExtraError, UserError
 
 
 class TokenDataset:
@@ -77,7 +77,7 @@ class HFDataset:
         try:
             import datasets
         except ImportError as error:
-            raise ImportError("HFDataset needs datasets: pip install 'lmxlab[hf]'") from error
+            raise MissingExtraError("HFDataset needs datasets: pip install 'lmxlab[hf]'") from error
         self.name = name
         self.tokenizer = tokenizer
         self.seq_len = seq_len

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmxlab.data.corpus import Corpus, Documents
-from lmxlab.errors import UserError
+from lmxlab.errors import MissingExtraError, UserError
 
 JSONL = {".jsonl", ".ndjson"}
 PARQUET = {".parquet"}
@@ -139,11 +139,11 @@ class ParquetTexts:
 
 
 def import_parquet() -> Any:
-    """`pyarrow.parquet`, or an ImportError that says what to install."""
+    """`pyarrow.parquet`, or a MissingExtraError that says what to install."""
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise ImportError("reading parquet files needs pyarrow: pip install 'lmxlab[hf]'") from error
+        raise MissingExtraError("reading parquet files needs pyarrow: pip install 'lmxlab[hf]'") from error
     return parquet
 
 

@@ -25,7 +25,7 @@ from lmxlab.experiments.spec import Budget, RunSpec, from_table
 from lmxlab.experiments.statistics import confidence_interval, measured
 from lmxlab.experiments.stored import read_result
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
-from lmxlab.files import atomic_write
+from lmxlab.files import atomic_write, to_json
 from lmxlab.training.config import TrainConfig
 from lmxlab.training.run_folder import RunFolder
 
@@ -67,7 +67,7 @@ class Plan:
             "flops": self.flops,
             "notes": list(self.notes),
         }
-        atomic_write(folder / PLAN, json.dumps(values, indent=2))
+        atomic_write(folder / PLAN, to_json(values))
 
     @classmethod
     def load(cls, folder: Path) -> "Plan":
@@ -252,7 +252,7 @@ def compare(
         except Diverged as error:
             logger.warning("%s", error)
     result = result_of(plan, folder)
-    atomic_write(folder / RESULT, json.dumps(result.to_dict(), indent=2, default=str))
+    atomic_write(folder / RESULT, to_json(result.to_dict()))
     return result
 
 

@@ -90,6 +90,7 @@ class Recorder:
         self.spec, self.folder, self.clock, self.observer, self.stop = spec, folder, clock, observer, stop
         self.curve: list[list[float]] = []
         self._curve_batches, self._scorer = curve_batches, scorer
+        self._scored = (-1, math.nan)  # step and validation loss of the last point of the curve
         self._losses: deque[float] = deque(maxlen=SMOOTHED_STEPS)
         self._flops, self._tokens = flops_per_step(spec), tokens_per_step(spec)
         self._seconds_before: dict[str, float] = {}
@@ -123,10 +124,10 @@ class Recorder:
         self._mark = time.perf_counter()
 
     def on_train_end(self, history: list[dict[str, Any]]) -> None:
-        pass
+        """Nothing: `execute` scores the run."""
 
     def on_eval_end(self, step: int, metrics: dict[str, Any]) -> None:
-        pass
+        """Nothing: the Trainer is given no data to evaluate on."""
 
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
         self._time_step()
@@ -146,7 +147,8 @@ class Recorder:
         """Saves the state: the Trainer's `checkpointer`."""
         self.observer.phase(self.spec, "checkpoint")
         with self.clock("checkpoint"):
-            self.folder.save_checkpoint(trainer)
+            step, val_loss = self._scored
+            self.folder.save_checkpoint(trainer, {"eval_loss": val_loss} if step == trainer.step else None)
         self.observer.phase(self.spec, "train")
         self._mark = time.perf_counter()
 
@@ -179,6 +181,7 @@ class Recorder:
         with self.clock("eval"):
             result = self._scorer(self._curve_batches)
         self.curve.append([float(step * self._flops), result.val_bpb])
+        self._scored = step, result.val_loss
         values = {**self._spent(step), "val_loss": result.val_loss, "val_bpb": result.val_bpb}
         self.folder.append_metrics(step, values)
 

@@ -4,9 +4,7 @@ The clock tells apart what the seconds went to: `train_s` are the steps alone. T
 compiles, counts as `compile_s`; evaluations, checkpoints and the sample have entries of their own.
 """
 
-import dataclasses
 import gc
-import json
 import logging
 import os
 import statistics
@@ -30,7 +28,7 @@ from lmxlab.experiments.score import Score, Scorer
 from lmxlab.experiments.spec import Budget, RunSpec
 from lmxlab.experiments.stored import build_model, check_same_run, read_result
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
-from lmxlab.files import atomic_write
+from lmxlab.files import atomic_write, to_json
 from lmxlab.models.base import LanguageModel
 from lmxlab.training.run_folder import RunFolder
 from lmxlab.training.trainer import NonFiniteLoss, Trainer
@@ -86,12 +84,15 @@ def execute(
     else:
         spec = _settle(spec, prepared)
         settings = {"spec": spec.to_dict(), "data": {"hash": prepared.hash, **prepared.info}, **environment()}
-        atomic_write(folder.config, json.dumps(settings, indent=2, default=str))
+        atomic_write(folder.config, to_json(settings))
     with _run_log(folder):
         try:
             return _train(spec, folder, prepared, batches, ledger, observer, stop, clock)
-        except (Interrupted, KeyboardInterrupt):
+        except Interrupted:
             logger.info("interrupted; the state is saved")
+            raise
+        except KeyboardInterrupt:
+            logger.info("stopped at once; the last checkpoint stands")
             raise
         except Exception as error:
             logger.error("crashed: %s", error, exc_info=not isinstance(error, UserError))
@@ -140,7 +141,7 @@ def _train(
     with clock("sample"):
         text = _write_sample(spec, folder, model, prepared)
     entry = _entry(spec, folder, ledger, status="keep", **_measured(spec, recorder, result, model, text))
-    atomic_write(folder.result, json.dumps(dataclasses.asdict(entry), indent=2))
+    atomic_write(folder.result, to_json(entry))
     _log_once(ledger, entry)
     logger.info("done: val_bpb %.4f", entry.val_bpb)
     observer.done(spec, entry.val_bpb)
@@ -185,7 +186,7 @@ def _write_sample(spec: RunSpec, folder: RunFolder, model: LanguageModel, prepar
     text = sample_text(model, prepared.tokenizer, prompt, spec.sample_tokens, spec.seq_len, spec.seed)
     atomic_write(
         folder.samples / f"step-{spec.optim.max_steps}.json",
-        json.dumps({"prompt": prepared.tokenizer.decode(prompt), "text": text}, indent=2, ensure_ascii=False),
+        to_json({"prompt": prepared.tokenizer.decode(prompt), "text": text}),
     )
     return text
 
@@ -199,7 +200,7 @@ def _measured(spec: RunSpec, recorder: Recorder, result: Score, model: LanguageM
         "train_loss": recorder.train_loss,
         "param_count": model.count_parameters(),
         "total_flops": float(steps * flops_per_step(spec)),
-        "peak_memory_mb": mx.get_peak_memory() / 2**20,
+        "peak_memory_mb": mx.get_peak_memory() / 1e6,
         "wall_time_s": sum(recorder.seconds.values()),
         "metrics": {
             "steps": steps,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmxlab.errors import UserError
-from lmxlab.files import fsync_directory
+from lmxlab.files import fsync_directory, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class LogEntry:
         commit: version of the code, 8 characters.
         status: "keep", "discard" or "crash"; only "keep" can be best.
         val_bpb, val_loss, train_loss: bits per byte, nats per token, nats per token.
-        total_flops: FLOPs spent in training; peak_memory_mb in 2^20 bytes; wall_time_s in seconds.
+        total_flops: FLOPs spent in training; peak_memory_mb in 10^6 bytes; wall_time_s in seconds.
         config: everything needed to repeat the run; metrics: whatever else was measured.
         timestamp: seconds since 1970.
         extra: fields of a ledger line that this version does not know, written back unchanged.
@@ -187,7 +187,7 @@ def _to_line(entry: LogEntry) -> bytes:
         if row[name] == 0:
             del row[name]
     # ASCII and no NaN literal: every JSON reader takes the line.
-    return json.dumps(_plain({**entry.extra, **row}), allow_nan=False).encode("ascii") + b"\n"
+    return to_json({**entry.extra, **row}, indent=None).encode() + b"\n"
 
 
 def _from_line(line: bytes) -> LogEntry:
@@ -204,20 +204,3 @@ def _from_line(line: bytes) -> LogEntry:
             elif name in _FLOAT_FIELDS:  # written as null because it was not finite
                 known[name] = math.nan
     return LogEntry(**known, extra=row)
-
-
-def _plain(value: Any) -> Any:
-    """`value` in the types of strict JSON: NaN and infinities become None, arrays lists, anything unknown its text."""
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy and MLX arrays and scalars
-        return _plain(value.tolist())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return str(value)

@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from lmxlab.core.config import ModelConfig
-from lmxlab.errors import UserError
+from lmxlab.errors import MissingExtraError, UserError
 from lmxlab.models import gpt, llama
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.hf_config import HFConfig
@@ -171,7 +171,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
     except ImportError:
-        raise ImportError(
+        raise MissingExtraError(
             f"{repo_id!r} is no local folder, and hub repos need huggingface_hub: pip install 'lmxlab[hf]'"
         ) from None
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmxlab.errors import UserError
-from lmxlab.files import atomic_write
+from lmxlab.files import atomic_write, to_json
 from lmxlab.training.checkpoints import CheckpointError, read_metadata
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class RunFolder:
 
     def append_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         """Adds one line {"step": step, **metrics} to metrics.jsonl."""
-        line = json.dumps({"step": step, **metrics}) + "\n"
+        line = to_json({"step": step, **metrics}, indent=None) + "\n"
         with self.metrics.open("a+b") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)

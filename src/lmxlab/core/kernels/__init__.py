@@ -1,8 +1,9 @@
-"""The operations whose fastest form depends on the device: the only room that asks which one it runs on.
+"""The operations whose fastest form depends on the device: the only part of a model that asks which one it runs on.
 
-On a GPU they are MLX's own. On a CPU, MLX computes exp, erf, tanh and softmax one element at a time, and runs a fused
-kernel with a broadcast operand as a scalar loop, while fused arithmetic on contiguous arrays is vectorised. So in
-float32 on a CPU these operations are arithmetic on contiguous arrays, with gradients of their own.
+On a GPU they are MLX's own (but for cross-entropy, which is chunked everywhere). On a CPU, MLX computes exp, erf, tanh
+and softmax one element at a time, and runs a fused kernel with a broadcast operand as a scalar loop, while fused
+arithmetic on contiguous arrays is vectorised. So in float32 on a CPU these operations are arithmetic on contiguous
+arrays, with gradients of their own.
 
 One switch: `exact(True)`, or LMXLAB_EXACT=1 in the environment, gives MLX's own operations on a CPU too.
 `benchmarks/` holds what this is worth, `tests/core/test_kernels.py` what it costs in accuracy.

@@ -48,7 +48,8 @@ def exponentials(scores: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     """exp(scores - max), their sums and the maxima over the last axis of (..., n)."""
     top = scores.max(axis=-1, keepdims=True)
     weights = exp_neg(fence(spread(top, scores) - scores))
-    return weights, row_sums(weights), top
+    total = row_sums(weights) if is_fast(weights) else weights.sum(axis=-1, keepdims=True)
+    return weights, total, top
 
 
 def _softmax_forward(x: mx.array) -> mx.array:
