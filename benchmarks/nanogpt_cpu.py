@@ -1,6 +1,6 @@
 """nanoGPT's CPU setting on tinyshakespeare: loss on the whole validation split after 2,000 iterations, and the time.
 
-    python benchmarks/nanogpt_cpu.py [PATH_OF_INPUT_TXT]
+    python benchmarks/nanogpt_cpu.py [PATH_OF_INPUT_TXT [SEED]]
 
 4 layers, 128 wide, 4 heads, length 64, batch 12, no dropout, no biases; AdamW 1e-3 to 1e-4 by cosine, warmup 100, betas
 (0.9, 0.99), decay 0.1, clipping 1.0; the first 90% of the characters train (nanoGPT config and README). nanoGPT itself,
@@ -25,7 +25,8 @@ def main() -> None:
     config = dataclasses.replace(
         config, block=dataclasses.replace(config.block, position="learned", bias=False), embed_scale=1.0
     )
-    mx.random.seed(1337)
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 1337
+    mx.random.seed(seed)
     trainer = lmxlab.Trainer(
         lmxlab.LanguageModel(config),
         lmxlab.TrainConfig(
@@ -39,7 +40,7 @@ def main() -> None:
         ),
     )
     start = time.perf_counter()
-    trainer.train(TokenBatches(data.train, 12, 64, seed=1337))
+    trainer.train(TokenBatches(data.train, 12, 64, seed=seed))
     seconds = time.perf_counter() - start
     loss = trainer.evaluate(eval_batches(data.val, 64, 64))["eval_loss"]
     print(f"vocabulary {data.vocab_size}, {len(data.train):,} training and {len(data.val):,} validation characters")

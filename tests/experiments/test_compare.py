@@ -84,7 +84,7 @@ def test_a_plan_that_cannot_work_is_refused(
 
 
 def test_one_design_twice_has_two_names(pydocs: PreparedData) -> None:
-    assert make_plan(["gpt", "gpt"], DataConfig("pydocs"), pydocs, (0,), OPTIM, flops=1e11).names == ["gpt", "gpt-2"]
+    assert make_plan(["gpt", "gpt"], DataConfig("pydocs"), pydocs, (0,), OPTIM, flops=1e11).names == ["gpt", "gpt#2"]
 
 
 def test_a_plan_survives_its_file(plan: Plan, tmp_path: Path) -> None:

@@ -293,5 +293,5 @@ def _distinct(names: list[str]) -> list[str]:
     distinct = []
     for name in names:
         counts[name] += 1
-        distinct.append(name if counts[name] == 1 else f"{name}-{counts[name]}")
+        distinct.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
     return distinct
