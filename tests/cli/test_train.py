@@ -238,3 +238,45 @@ def test_a_full_disk_ends_the_run_with_one_line(folder: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in err
     assert "Cannot write the checkpoint" in err.splitlines()[-1]
+
+
+def test_a_step_that_spoils_the_model_is_neither_saved_nor_kept(cli: Cli, folder: Path) -> None:
+    spoil = ["--optim.learning-rate", "1e38", "--optim.warmup-steps", "0", "--optim.lr-schedule", "constant"]
+    done = cli("train", "tiny.toml", *spoil, "--budget.steps", "1", "--optim.checkpoint-interval", "1")
+    assert done.code == 2 and "Traceback" not in done.err
+    assert not list((only_run(folder) / "checkpoints").glob("step-*"))
+    (logged,) = ExperimentLog(folder / "runs" / "results.jsonl").load()
+    assert logged.status == "crash"
+
+
+def test_a_model_is_not_read_with_another_datas_tokens(cli: Cli, folder: Path) -> None:
+    text = folder / "book.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    assert cli("train", "tiny.toml", "--data.dataset", text, "--budget.steps", "2").code == 0
+    text.write_text("the quick brown fox jumps over the lazy cow. " * 200)
+    run = only_run(folder)
+    for command in (["eval", run], ["generate", run, "--prompt", "the"]):
+        done = cli(*command)
+        assert done.code == 2 and "has changed" in done.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "tiny.toml", "--seed", "-1"],
+        ["train", "tiny.toml", "--seed", str(2**70)],
+        ["train", "tiny.toml", "--budget.flops", "inf"],
+        ["compare", "gpt", "llama", "--dataset", "pydocs", "--seeds", "-1", "0", "--flops", "1e9"],
+        ["compare", "gpt", "llama", "--dataset", "pydocs", "--flops", "inf"],
+        ["bench", "gpt", "--tiny", "--seq-len", "-1"],
+    ],
+)
+def test_numbers_out_of_range_are_one_line(cli: Cli, arguments: list[str]) -> None:
+    done = cli(*arguments)
+    assert done.code == 2 and "Traceback" not in done.err and "got" in done.err
+
+
+def test_a_missing_extra_is_one_line_that_says_what_to_install(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    done = cli("data", "prepare", "pydocs", "--tokenizer", "tiktoken:gpt2")
+    assert done.code == 2 and "pip install" in done.err and "Traceback" not in done.err

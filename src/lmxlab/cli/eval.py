@@ -13,7 +13,7 @@ from lmxlab.data import eval_batches, prepare
 from lmxlab.errors import UserError
 from lmxlab.experiments.run import EVAL_ROWS
 from lmxlab.experiments.score import Scorer
-from lmxlab.experiments.stored import load_model
+from lmxlab.experiments.stored import check_same_data, load_model
 
 
 def register(app: SubcommandApp, arguments: list[str]) -> None:
@@ -40,6 +40,7 @@ def evaluate(
     folder = find_run(run, runs)
     spec, model = load_model(folder)
     prepared = prepare(spec.data)
+    check_same_data(folder, prepared)
     note(f"scoring {spec.name} on {max_tokens or len(prepared.val):,} tokens of {spec.data.dataset} ...")
     start = time.perf_counter()
     result = Scorer(model, prepared.token_bytes)(eval_batches(prepared.val, EVAL_ROWS, spec.seq_len, max_tokens))

@@ -13,7 +13,8 @@ from lmxlab.cli.runs import find_run
 from lmxlab.data import prepare
 from lmxlab.errors import UserError
 from lmxlab.experiments.sample import stream_text
-from lmxlab.experiments.stored import load_model
+from lmxlab.experiments.spec import check_seed
+from lmxlab.experiments.stored import check_same_data, load_model
 
 
 def register(app: SubcommandApp, arguments: list[str]) -> None:
@@ -47,8 +48,13 @@ def generate(
         raise UserError(f"--max-tokens must be 0 or more, got {max_tokens}.")
     if temperature < 0:
         raise UserError(f"--temperature must be 0 or more, got {temperature}.")
-    spec, model = load_model(find_run(run, runs))
-    tokenizer = prepare(spec.data).tokenizer
+    if seed is not None:
+        check_seed(seed)
+    folder = find_run(run, runs)
+    spec, model = load_model(folder)
+    prepared = prepare(spec.data)
+    check_same_data(folder, prepared)
+    tokenizer = prepared.tokenizer
     model.eval()
     tokens = tokenizer.encode(prompt)
     if not tokens:

@@ -10,7 +10,7 @@ from tyro.extras import SubcommandApp
 from lmxlab.cli.options import Json, option
 from lmxlab.cli.render import note, out, out_json
 from lmxlab.core.config import ModelConfig
-from lmxlab.errors import unknown_name
+from lmxlab.errors import UserError, unknown_name
 from lmxlab.experiments.profiling import (
     count_parameters_by_module,
     memory_estimate,
@@ -132,6 +132,8 @@ def cmd_bench(args: argparse.Namespace) -> None:
 
     title, config = _config(args)
     seq_len, gen_tokens = getattr(args, "seq_len", 32), getattr(args, "gen_tokens", 20)
+    if seq_len < 1 or gen_tokens < 1:
+        raise UserError(f"--seq-len and --gen-tokens must be at least 1, got {seq_len} and {gen_tokens}.")
     model = LanguageModel(config)
     memory = memory_estimate(model)
     note(f"measuring {title} ({memory['total_mb']:,.0f} MB of weights) ...")

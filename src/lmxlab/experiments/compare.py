@@ -21,7 +21,7 @@ from lmxlab.experiments.budget import TOLERANCE, count_parameters, flops_per_ste
 from lmxlab.experiments.designs import find_design
 from lmxlab.experiments.interrupt import Interrupted, Stop
 from lmxlab.experiments.run import Diverged, Observer, execute, measure_step_s
-from lmxlab.experiments.spec import Budget, RunSpec, from_table
+from lmxlab.experiments.spec import Budget, RunSpec, check_seed, from_table
 from lmxlab.experiments.statistics import confidence_interval, measured
 from lmxlab.experiments.stored import read_result
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
@@ -177,6 +177,11 @@ def make_plan(
     """
     if len(sources) < 2:
         raise UserError(f"A comparison takes two designs or more, got {list(sources)}: try `lmxlab compare gpt llama`.")
+    for seed in seeds:
+        check_seed(seed)
+    for name, value in (("flops", flops), ("minutes", minutes)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{name} must be above 0 and finite, got {value:g}.")
     if len(set(seeds)) != len(seeds) or not seeds:
         raise UserError(f"Seeds must be given and differ, got {list(seeds)}.")
     designs = [find_design(source) for source in sources]

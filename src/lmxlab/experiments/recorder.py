@@ -13,7 +13,7 @@ from lmxlab.experiments.interrupt import Stop
 from lmxlab.experiments.score import Batch, Scorer
 from lmxlab.experiments.spec import RunSpec
 from lmxlab.training.run_folder import RunFolder
-from lmxlab.training.trainer import Trainer
+from lmxlab.training.trainer import NonFiniteLoss, Trainer
 
 SMOOTHED_STEPS = 20  # one batch's loss is noise: the train_loss of the result is the mean over the last steps
 
@@ -144,9 +144,16 @@ class Recorder:
         self._mark = time.perf_counter()
 
     def checkpoint(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-        """Saves the state: the Trainer's `checkpointer`."""
+        """Saves the state: the Trainer's `checkpointer`.
+
+        A step's loss is that of the parameters before its update. Those after it are tried on a batch first, or the
+        last good checkpoint could be the one that the last update spoilt.
+        """
         self.observer.phase(self.spec, "checkpoint")
         with self.clock("checkpoint"):
+            tried = self._scorer(self._curve_batches[:1])
+            if tried.tokens and not math.isfinite(tried.nats):
+                raise NonFiniteLoss(trainer.step, tried.val_loss, metrics["grad_norm"])
             step, val_loss = self._scored
             self.folder.save_checkpoint(trainer, {"eval_loss": val_loss} if step == trainer.step else None)
         self.observer.phase(self.spec, "train")

@@ -6,6 +6,7 @@ compiles, counts as `compile_s`; evaluations, checkpoints and the sample have en
 
 import gc
 import logging
+import math
 import os
 import statistics
 import time
@@ -137,6 +138,8 @@ def _train(
     with clock("eval"):
         result = scorer(_eval_batches(spec, prepared, spec.eval_tokens))
         recorder.evaluate(trainer.step)
+    if result.tokens and not math.isfinite(result.nats):
+        raise Diverged(f"{spec.name}: after the last step the validation loss is {result.val_loss}.")
     observer.phase(spec, "sample")
     with clock("sample"):
         text = _write_sample(spec, folder, model, prepared)

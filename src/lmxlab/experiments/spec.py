@@ -15,6 +15,7 @@ default:
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
@@ -46,8 +47,14 @@ class Budget:
         if len(given) > 1:
             raise UserError(f"A budget has one unit, got {sorted(given)}: give one of flops, minutes, steps, tokens.")
         for name, value in given.items():
-            if not value > 0:
-                raise UserError(f"The budget must be above 0, got {name} = {value}.")
+            if not 0 < value < math.inf:
+                raise UserError(f"The budget must be finite and above 0, got {name} = {value}.")
+
+
+def check_seed(seed: int) -> None:
+    """UserError for a seed that the random generators do not take."""
+    if not 0 <= seed < 2**63:
+        raise UserError(f"A seed must be at least 0 and below 2^63, got {seed}.")
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ class RunSpec:
     sample_tokens: int = 200
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for name, low in (("seq_len", 1), ("eval_tokens", 0), ("sample_tokens", 0)):
             if getattr(self, name) < low:
                 raise UserError(f"{name} must be at least {low}, got {getattr(self, name)}.")

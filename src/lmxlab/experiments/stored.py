@@ -56,7 +56,6 @@ def check_same_run(spec: RunSpec, folder: RunFolder, prepared: PreparedData) -> 
     Raises:
         UserError: naming the settings, or the data, that differ.
     """
-    settings = json.loads((folder.config).read_text())
     stored = read_spec(folder)
     asked, there = _flat(spec.to_dict()), _flat(stored.to_dict())
     # These follow from the budget and the seed, which are compared themselves.
@@ -68,9 +67,18 @@ def check_same_run(spec: RunSpec, folder: RunFolder, prepared: PreparedData) -> 
         raise UserError(
             f"{folder.path} is a run with other settings: {changes}. Resume it without settings, or start a new run."
         )
-    if settings.get("data", {}).get("hash") != prepared.hash:
-        raise UserError(f"The data of {folder.path} has changed since it was started: start a new run.")
+    check_same_data(folder, prepared)
     return stored
+
+
+def check_same_data(folder: RunFolder, prepared: PreparedData) -> None:
+    """UserError when the data is not what the run was started on: other text, so perhaps other ids for its tokens."""
+    settings = json.loads((folder.config).read_text())
+    if settings.get("data", {}).get("hash") != prepared.hash:
+        raise UserError(
+            f"The data of {folder.path} has changed since the run was started, and with it what its tokens mean: "
+            "bring the data back, or train anew."
+        )
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
