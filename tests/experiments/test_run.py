@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -125,7 +126,10 @@ def test_the_state_of_the_code_is_kept(tmp_path: Path) -> None:
     assert dirty["dirty"] and "+x = 2" in dirty["diff"] and dirty["untracked"] == ["new.txt"]
 
 
-def test_the_first_signal_asks_and_the_second_one_ends() -> None:
+def test_the_first_signal_asks_and_the_second_one_ends(request: pytest.FixtureRequest) -> None:
+    # A shell starts background jobs with SIGINT ignored, and the tests may be one.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:
         assert not stop.requested
         os.kill(os.getpid(), signal.SIGTERM)
