@@ -6,10 +6,10 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def fsync_directory(path: Path) -> None:
@@ -21,17 +21,20 @@ def fsync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def atomic_write(path: str | Path, content: str | bytes) -> None:
-    """Replaces the file `path` by `content`: a reader sees the old file or the new one, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
+@contextmanager
+def atomic_file(path: Path, check: Callable[[Path], None] | None = None) -> Iterator[IO[bytes]]:
+    """Yields an open file that becomes `path` when the block ends without an error, synced; the folder must exist.
+
+    `check` gets the name of the finished file before the rename; if it raises, nothing is replaced.
+    """
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
+        if check is not None:
+            check(Path(name))
         os.chmod(name, 0o644)  # mkstemp makes it private
         os.replace(name, path)
     except BaseException:
@@ -39,6 +42,14 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
             os.unlink(name)
         raise
     fsync_directory(path.parent)
+
+
+def atomic_write(path: str | Path, content: str | bytes) -> None:
+    """Replaces the file `path` by `content`: a reader sees the old file or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager

@@ -17,52 +17,45 @@ class FFNBase(nn.Module):
         self.config = config
 
 
-class StandardFFN(FFNBase):
-    """down(gelu(up(x))), with GELU by erf or, for `activation="gelu_tanh"`, by tanh as in GPT-2 (1606.08415)."""
-
+class _UpDownFFN(FFNBase):
     def __init__(self, config: BlockConfig):
         super().__init__(config)
         self.up = Linear(config.d_model, config.d_ff, bias=config.bias)
         self.down = Linear(config.d_ff, config.d_model, bias=config.bias)
+
+
+class _GatedUpDownFFN(FFNBase):
+    def __init__(self, config: BlockConfig):
+        super().__init__(config)
+        self.gate = Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.up = Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.down = Linear(config.d_ff, config.d_model, bias=config.bias)
+
+
+class StandardFFN(_UpDownFFN):
+    """down(gelu(up(x))), with GELU by erf or, for `activation="gelu_tanh"`, by tanh as in GPT-2 (1606.08415)."""
 
     def __call__(self, x: mx.array) -> mx.array:
         activate = kernels.gelu_tanh if self.config.activation == "gelu_tanh" else kernels.gelu
         return self.down(activate(self.up(x)))
 
 
-class ReluSquaredFFN(FFNBase):
+class ReluSquaredFFN(_UpDownFFN):
     """down(relu(up(x))^2) (2109.08668)."""
-
-    def __init__(self, config: BlockConfig):
-        super().__init__(config)
-        self.up = Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.down = Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.down(mx.square(nn.relu(self.up(x))))
 
 
-class GatedFFN(FFNBase):
+class GatedFFN(_GatedUpDownFFN):
     """SwiGLU: down(silu(gate(x)) * up(x)) (2002.05202)."""
-
-    def __init__(self, config: BlockConfig):
-        super().__init__(config)
-        self.gate = Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.up = Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.down = Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.down(kernels.swiglu(self.gate(x), self.up(x)))
 
 
-class GatedReluSquaredFFN(FFNBase):
+class GatedReluSquaredFFN(_GatedUpDownFFN):
     """down(relu(gate(x))^2 * up(x))."""
-
-    def __init__(self, config: BlockConfig):
-        super().__init__(config)
-        self.gate = Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.up = Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.down = Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.down(mx.square(nn.relu(self.gate(x))) * self.up(x))

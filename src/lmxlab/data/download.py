@@ -4,15 +4,13 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lmxlab.errors import UserError
-from lmxlab.files import fsync_directory
+from lmxlab.files import atomic_file
 
 ATTEMPTS = 5
 BACKOFF_S = 1.0  # waited after the first failed attempt; twice that after the second, and so on
@@ -63,24 +61,17 @@ def download(url: str, path: Path, check: Callable[[Path], None] | None = None) 
         return path
 
     def store(response: Any) -> None:
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(fd, "wb") as file:
-                shutil.copyfileobj(response, file, 1 << 20)
-                file.flush()
-                os.fsync(file.fileno())
-            announced, size = response.headers.get("Content-Length"), os.path.getsize(name)
+        announced = response.headers.get("Content-Length")
+
+        def whole(arrived: Path) -> None:
+            size = arrived.stat().st_size
             if announced is not None and int(announced) != size:
                 raise ValueError(f"{size} of {announced} bytes arrived")
             if check:
-                check(Path(name))
-            os.chmod(name, 0o644)  # mkstemp makes it private
-            os.replace(name, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
-            raise
-        fsync_directory(path.parent)
+                check(arrived)
+
+        with atomic_file(path, whole) as file:
+            shutil.copyfileobj(response, file, 1 << 20)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     log.info("downloading %s", url)

@@ -3,8 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, cast
 
 import mlx.core as mx
@@ -13,6 +12,7 @@ from mlx.utils import tree_flatten
 
 from lmxlab.errors import UserError
 from lmxlab.experiments.statistics import compute_statistics
+from lmxlab.models.base import evaluating
 
 MB = 2**20
 
@@ -62,7 +62,7 @@ def profile_forward(model: nn.Module, tokens: mx.array, n_warmup: int = 2, n_ite
         The keys of `benchmark_fn`, `tokens_per_sec`, `batch_size` and `seq_len`.
     """
     batch_size, seq_len = tokens.shape
-    with _evaluating(model):
+    with evaluating(model):
         result: dict[str, Any] = dict(benchmark_fn(lambda: model(tokens)[0], n_warmup, n_iter))
     per_second = 1000 * batch_size * seq_len / result["mean_ms"]
     return result | {"tokens_per_sec": per_second, "batch_size": batch_size, "seq_len": seq_len}
@@ -86,7 +86,7 @@ def profile_generation(model: nn.Module, prompt: mx.array, max_tokens: int = 50)
         logits, cache = model(tokens, cache=cache)
         return mx.argmax(logits[:, -1:], axis=-1), cache
 
-    with _evaluating(model):
+    with evaluating(model):
         mx.eval(model.parameters(), step(step(prompt, None)[0], None)[0])  # weights exist, kernels are warm
         mx.synchronize()
         start = time.perf_counter()
@@ -116,13 +116,3 @@ def _time_ms(fn: Callable[[], Any]) -> float:
 
 def _parameters(model: nn.Module) -> list[tuple[str, mx.array]]:
     return cast(list[tuple[str, mx.array]], tree_flatten(model.parameters()))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
