@@ -1,6 +1,7 @@
 """Feed-forward networks: (..., d_model) -> (..., d_model) through d_ff channels."""
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -37,10 +38,17 @@ class _UpDownFFN(FFNBase):
         They are d_ff wide and would be the largest thing that a layer keeps; computing them twice costs 1 to 2%.
         """
 
-        def project(*channels: mx.array) -> mx.array:
-            return self.down(self.activate(*channels))
+        own = self.down.trainable_parameters()
 
-        out: mx.array = (nn.utils.checkpoint(self.down, project) if self.training else project)(*channels)
+        def project(parameters: dict[str, Any], *channels: mx.array) -> mx.array:
+            self.down.update(parameters)
+            try:
+                out: mx.array = self.down(self.activate(*channels))
+                return out
+            finally:
+                self.down.update(own)  # what is traced or differentiated inside must not stay in the module
+
+        out: mx.array = (mx.checkpoint(project) if self.training else project)(own, *channels)
         return out
 
 
