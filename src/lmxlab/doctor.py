@@ -1,6 +1,7 @@
 """What this machine is, what lmxlab found on it, and what would make it faster: values for `lmxlab doctor` to show."""
 
 import importlib.metadata
+import os
 import platform as host  # the standard library's
 import shutil
 import tempfile
@@ -145,6 +146,12 @@ def _advice(blas: Blas, gflops: float, cores: int, compile_problem: str | None, 
         )
     if blas.threads is not None and blas.threads < cores:
         advice.append(f"{blas.name} uses {blas.threads} of {cores} cores: unset OPENBLAS_NUM_THREADS.")
+    kernels = os.environ.get("OPENBLAS_CORETYPE")
+    if kernels and kernels.lower() in blas.name.lower():
+        advice.append(
+            f"OPENBLAS_CORETYPE={kernels} in the environment chooses OpenBLAS's kernels: unset it, and OpenBLAS "
+            "takes the fastest for this processor."
+        )
     if compile_problem:
         advice.append(f"mx.compile does not work, so steps run unfused: {compile_problem}.")
     elif shutil.disk_usage(_temporary_folder()).free < LOW_DISK_BYTES:
