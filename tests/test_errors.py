@@ -12,6 +12,11 @@ def test_an_unknown_name_offers_the_nearest_and_lists_all_in_order():
     )
 
 
+def test_of_very_many_names_the_nearest_are_listed():
+    message = unknown_name("key", "key_77x", [f"key_{i}" for i in range(100)])
+    assert "did you mean 'key_77'" in message and message.endswith("and 70 more")
+
+
 def test_a_name_that_is_near_to_nothing_gets_no_offer():
     assert unknown_name("dataset", "xyz", ["shakespeare"]) == "Unknown dataset 'xyz'. Available: ['shakespeare']"
 

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+MAX_NAMES = 30  # that a message lists: of more, the nearest
+
 
 class UserError(ValueError):
     """What was given, what is allowed, what to do: one line that a person can act on."""
@@ -27,7 +29,11 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> str:
     >>> unknown_name("optimizer", "adamww", ["adamw", "lion"])
     "Unknown optimizer 'adamww'; did you mean 'adamw'? Available: ['adamw', 'lion']"
     """
+    allowed = set(allowed)
     names = sorted(allowed)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
+    if len(names) > MAX_NAMES:
+        names = sorted(difflib.get_close_matches(str(name), names, n=MAX_NAMES, cutoff=0.0))
+        return f"Unknown {kind} {name!r}{hint} Available: {names} and {len(allowed) - len(names)} more"
     return f"Unknown {kind} {name!r}{hint} Available: {names}"

@@ -10,6 +10,7 @@ import time
 import mlx.core as mx
 import pytest
 
+import lmxlab
 from lmxlab.cli import ARCHITECTURES, cmd_bench, cmd_count, cmd_info, cmd_list
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.llama import llama_tiny
@@ -20,6 +21,7 @@ def test_list_names_every_architecture_with_its_parts(cli) -> None:
     assert done.code == 0 and "Available architectures:" in done.out
     for name in ARCHITECTURES:
         assert re.search(rf"^  {name} +attention=\w+  norm=\w+  ffn=\w+", done.out, re.M)
+    assert "gpt_10m" in done.out and "llama32_1b" in done.out
     assert json.loads(cli("list", "--json").out)["llama"]["attention"] == "gqa"
 
 
@@ -41,6 +43,17 @@ def test_count_agrees_with_the_model_and_holds_no_weights(cli) -> None:
     assert sum(shares) == pytest.approx(100, abs=0.2)
     parts = json.loads(cli("count", "gpt", "--json", "--detail").out)
     assert sum(parts["by_module"].values()) == parts["parameters"]
+
+
+def test_a_preset_is_taken_where_an_architecture_is(cli) -> None:
+    assert "gpt2: 124,439,808 parameters" in cli("count", "gpt2").out  # as Hugging Face counts it
+    assert "Architecture: llama_10m\n" in cli("info", "llama_10m").out
+    done = cli("count", "gpt_10m", "--tiny")
+    assert done.code == 2 and "--tiny goes with an architecture" in done.err
+
+
+def test_the_version(cli) -> None:
+    assert cli("--version").out == f"lmxlab {lmxlab.__version__}\n"
 
 
 def test_bench_measures_forward_and_generation(cli) -> None:

@@ -14,6 +14,7 @@ import mlx.core as mx
 import pytest
 
 from lmxlab.experiments.tracking import ExperimentLog
+from lmxlab.training import RunFolder
 
 from .conftest import Cli, start
 
@@ -131,7 +132,9 @@ def test_a_diverging_run_stops_keeps_its_checkpoint_and_says_where(cli: Cli, fol
     assert done.code == 2 and "stopped at step" in done.err and "checkpoints" in done.err
     (entry,) = ExperimentLog(folder / "runs" / "results.jsonl").load()
     assert entry.status == "crash" and "step" in entry.description and entry.value("val_bpb") is None
-    assert cli("log", "best").code == 2  # a crash is no result
+    assert done.err.count("stopped at step") == 1 and "budget used" not in done.err
+    done = cli("log", "best")  # a crash is no result
+    assert done.code == 2 and "has ended well" in done.err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -280,3 +283,43 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(cli: Cli, monkeyp
     monkeypatch.setitem(sys.modules, "tiktoken", None)
     done = cli("data", "prepare", "pydocs", "--tokenizer", "tiktoken:gpt2")
     assert done.code == 2 and "pip install" in done.err and "Traceback" not in done.err
+
+
+def test_a_start_that_is_refused_leaves_no_folder(cli: Cli, folder: Path) -> None:
+    done = cli("train", "tiny.toml", "--budget.flops", "10")
+    assert done.code == 2 and not list(folder.glob("runs/tiny/*"))
+
+
+def test_the_log_says_what_can_be_asked_of_it(cli: Cli, folder: Path) -> None:
+    assert cli("train", "tiny.toml", "--budget.steps", "40").code == 0
+    done = cli("log", "best", "--metric", "val_bpp")
+    assert done.code == 2 and "did you mean 'val_bpb'" in done.err and "tokens_per_s" in done.err
+    assert cli("log", "best", "--top", "0").code == cli("log", "tail", "-n", "-1").code == 2
+    assert "pydocs" in cli("log", "list").out
+    shown = cli("log", "show", only_run(folder).name).out
+    assert "curve        val_bpb " in shown and "sample\n" in shown and '"curve"' not in shown
+
+
+def test_an_unfinished_run_is_said_to_be_one(cli: Cli, folder: Path) -> None:
+    assert cli("train", "tiny.toml", "--budget.steps", "40").code == 0
+    run = only_run(folder)
+    assert "has not ended" not in cli("eval", run).err
+    assert "has ended already" in cli("train", "--resume", run).err
+    (run / "result.json").unlink()
+    assert "has not ended" in cli("eval", run).err
+
+
+def test_one_process_trains_in_a_folder(cli: Cli, folder: Path) -> None:
+    assert cli("train", "tiny.toml", "--budget.steps", "40").code == 0
+    run = only_run(folder)
+    (run / "result.json").unlink()
+    with RunFolder(run).in_use():
+        holder = "import lmxlab.cli, sys; sys.argv = ['lmxlab', 'train', '--resume', sys.argv[1]]; lmxlab.cli.main()"
+        done = subprocess.run([sys.executable, "-c", holder, str(run)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "Another process is training in" in done.stderr
+
+
+def test_bad_sampling_options_are_refused_before_anything_is_written(cli: Cli, folder: Path) -> None:
+    assert cli("train", "tiny.toml", "--budget.steps", "1").code == 0
+    done = cli("generate", only_run(folder), "--top-p", "2")
+    assert done.code == 2 and done.out == "" and "top_p" in done.err

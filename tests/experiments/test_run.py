@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from lmxlab.data import CharTokenizer, DataConfig, eval_batches, prepare
+from lmxlab.eval.score import Score, Scorer
 from lmxlab.experiments.interrupt import stop_on_signals
-from lmxlab.experiments.record import environment, git_state
+from lmxlab.experiments.provenance import environment, git_state
 from lmxlab.experiments.run import execute, measure_step_s
 from lmxlab.experiments.sample import sample_text, stream_text
-from lmxlab.experiments.score import Score, Scorer
 from lmxlab.experiments.spec import Budget, RunSpec
 from lmxlab.experiments.stored import build_model, load_model, read_spec
 from lmxlab.models.base import LanguageModel

@@ -8,7 +8,8 @@ import mlx.core as mx
 import pytest
 
 from lmxlab.errors import UserError
-from lmxlab.experiments.runner import ExperimentConfig, ExperimentRunner, git_commit
+from lmxlab.experiments.provenance import git_commit
+from lmxlab.experiments.runner import ExperimentConfig, ExperimentRunner
 from lmxlab.experiments.tracking import ExperimentLog
 
 

@@ -1,11 +1,14 @@
 """Run folders: names, metrics that survive crashes, retention, the latest and the best."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tiny_lm import Cursor, batch, tiny_config, tiny_model
 
 from lmxlab.errors import UserError
+from lmxlab.files import atomic_write, to_json
 from lmxlab.training import RunFolder, Trainer
 from lmxlab.training.checkpoints import read_metadata
 
@@ -19,6 +22,30 @@ def test_every_run_gets_its_own_folder(tmp_path: Path) -> None:
     assert len({folder.path for folder in folders}) == 20
     assert {folder.path.parent for folder in folders} == {tmp_path / "gpt"}
     assert folders[0].checkpoints.is_dir() and folders[0].samples.is_dir()
+
+
+def test_reading_a_folder_makes_nothing(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "no-run")
+    assert folder.read_metrics() == [] and folder.latest_checkpoint() is None and folder.best_checkpoint() is None
+    assert not folder.path.exists()
+
+
+def test_a_folder_goes_only_while_nothing_is_in_it(tmp_path: Path) -> None:
+    unused, used = RunFolder.create(tmp_path, "gpt"), RunFolder.create(tmp_path, "gpt")
+    used.append_metrics(1, {"loss": 1.0})
+    unused.remove_unused()
+    used.remove_unused()
+    assert not unused.path.exists() and used.read_metrics()
+
+
+def test_only_one_process_trains_in_a_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path).make()
+    with folder.in_use():
+        other = "import sys; from lmxlab.training import RunFolder\nwith RunFolder(sys.argv[1]).in_use(): pass"
+        done = subprocess.run([sys.executable, "-c", other, str(tmp_path)], capture_output=True, text=True, timeout=60)
+        assert "Another process is training in" in done.stderr
+    with RunFolder(tmp_path).in_use():
+        pass
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a\\b"])
@@ -105,7 +132,7 @@ def test_the_loop_saves_at_its_interval_and_at_the_end(tmp_path: Path) -> None:
 def test_the_folder_can_be_moved(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "a", "gpt")
     folder.save_checkpoint(Trainer(tiny_model(), tiny_config()))
-    folder.write_json(folder.config, {"seed": 1})
+    atomic_write(folder.config, to_json({"seed": 1}))
     folder.path.rename(tmp_path / "moved")
     moved = RunFolder(tmp_path / "moved")
     latest = moved.latest_checkpoint()

@@ -20,16 +20,17 @@ COMMANDS = {
     "eval": ("eval", "Score a trained model on the whole validation split."),
     "data": ("data", "Prepare a dataset, or look at one."),
     "log": ("log", "The ledger of finished runs: list, show, best, tail."),
-    "list": ("models", "The architectures and their parts."),
-    "info": ("models", "One architecture's settings."),
-    "count": ("models", "Parameters of an architecture, without building its weights."),
+    "list": ("models", "The architectures, their parts and presets."),
+    "info": ("models", "Settings of an architecture or a preset."),
+    "count": ("models", "Parameters of an architecture or a preset, without building its weights."),
     "bench": ("models", "Speed and memory of an architecture on this machine."),
     "doctor": ("doctor", "What this machine can do, and what would make it faster."),
 }
 
 DESCRIPTION = """Train language models on this machine and compare designs under equal budgets.
 
-Start with:  lmxlab compare gpt llama"""
+Start with:  lmxlab compare gpt llama
+Version:     lmxlab --version"""
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     _show_warnings()
     arguments = sys.argv[1:]
     try:
-        status = _run(arguments or ["--help"])
+        status = _version() if arguments == ["--version"] else _run(arguments or ["--help"])
         sys.stdout.flush()
     except UserError as error:
         print(f"lmxlab: {error}", file=sys.stderr)
@@ -60,6 +61,13 @@ def main() -> None:
         raise
     if status:
         raise SystemExit(status)
+
+
+def _version() -> int:
+    import lmxlab
+
+    print(f"lmxlab {lmxlab.__version__}")
+    return 0
 
 
 def _run(arguments: list[str]) -> int:

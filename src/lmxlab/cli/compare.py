@@ -1,5 +1,6 @@
 """`lmxlab compare`: which design learns better under the same compute."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -15,12 +16,12 @@ from lmxlab.cli.options import DATASET, RUNS, Json, Runs, Tokenizer, option
 from lmxlab.cli.render import count, duration, note, number, out, out_json, p_value, scaled, table
 from lmxlab.data import DataConfig, prepare
 from lmxlab.errors import UserError
-from lmxlab.experiments.compare import ComparisonResult, Plan, compare, make_plan, result_of, run_folder
+from lmxlab.experiments.compare import ComparisonResult, Plan, check_sources, compare, make_plan, result_of, run_folder
 from lmxlab.experiments.interrupt import Interrupted, stop_on_signals
 from lmxlab.experiments.picture import save_curves
+from lmxlab.experiments.spec import EVAL_TOKENS, LAB_OPTIM
 from lmxlab.experiments.stored import read_result
 from lmxlab.experiments.tracking import ExperimentLog
-from lmxlab.training.config import TrainConfig
 
 DEFAULT_FLOPS = 8e11
 SAMPLE_CHARACTERS = 300
@@ -57,13 +58,13 @@ def compare_(
     dataset: Annotated[str | None, option(DATASET, "NAME | PATH", "shakespeare")] = None,
     tokenizer: Tokenizer = "char",
     seq_len: Annotated[int, option("Context in tokens.")] = 64,
-    batch_size: Annotated[int, option("Sequences per step.")] = 8,
+    batch_size: Annotated[int, option("Sequences per step.")] = LAB_OPTIM.batch_size,
     learning_rate: Annotated[
         float, option("Peak learning rate of AdamW, for designs whose file has no [optim] table.")
-    ] = 2e-3,
+    ] = LAB_OPTIM.learning_rate,
     eval_tokens: Annotated[
         int, option("Validation tokens that the score is taken on, spread over the split; 0 for all of it.")
-    ] = 65_536,
+    ] = EVAL_TOKENS,
     match_all: Annotated[bool, option("Bring presets and config files to the common size, too.", default="")] = False,
     runs: Runs = RUNS,
     resume: Annotated[
@@ -84,12 +85,11 @@ def compare_(
     """
     start = time.monotonic()
     if resume is None:
+        check_sources(designs)
         data = DataConfig(dataset=dataset or default(), tokenizer=tokenizer)
         note(f"preparing {data.dataset} ...")
         prepared = prepare(data)
-        optim = TrainConfig(
-            learning_rate=learning_rate, batch_size=batch_size, warmup_steps=100, min_lr_ratio=0.1, weight_decay=0.1
-        )
+        optim = dataclasses.replace(LAB_OPTIM, learning_rate=learning_rate, batch_size=batch_size)
         if minutes is None and flops is None:
             flops = DEFAULT_FLOPS
         elif minutes is not None and flops is not None:

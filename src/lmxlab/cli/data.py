@@ -26,7 +26,10 @@ def prepare_(
     *,
     tokenizer: Tokenizer = "char",
     val_fraction: Annotated[float, option("Share of the text that is held out.")] = 0.1,
+    seed: Annotated[int, option("Decides which documents are held out.")] = 0,
     max_documents: Annotated[int | None, option("Read no more documents than this.", "N", "all")] = None,
+    text_field: Annotated[str, option("Field or column of JSONL and parquet files that holds the text.")] = "text",
+    shards: Annotated[int, option("Training files to read of a dataset that comes in many (climbmix).")] = 1,
     cache_dir: Cache = None,
     json: Json = False,
 ) -> None:
@@ -35,7 +38,7 @@ def prepare_(
     Example: lmxlab data prepare book.txt --tokenizer bpe:1024
     """
     note(f"preparing {dataset} with {tokenizer} ...")
-    config = DataConfig(dataset, tokenizer, val_fraction, max_documents=max_documents, cache_dir=cache_dir)
+    config = DataConfig(dataset, tokenizer, val_fraction, seed, max_documents, cache_dir, text_field, shards)
     _print(describe(prepare(config)), json)
 
 

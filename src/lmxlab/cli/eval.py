@@ -11,9 +11,9 @@ from lmxlab.cli.render import duration, note, out, out_json
 from lmxlab.cli.runs import find_run
 from lmxlab.data import eval_batches, prepare
 from lmxlab.errors import UserError
+from lmxlab.eval.score import Scorer
 from lmxlab.experiments.run import EVAL_ROWS
-from lmxlab.experiments.score import Scorer
-from lmxlab.experiments.stored import check_same_data, load_model
+from lmxlab.experiments.stored import check_same_data, load_model, read_result
 
 
 def register(app: SubcommandApp, arguments: list[str]) -> None:
@@ -39,6 +39,8 @@ def evaluate(
         raise UserError(f"--max-tokens must be at least 1, got {max_tokens}.")
     folder = find_run(run, runs)
     spec, model = load_model(folder)
+    if read_result(folder) is None:
+        note(f"note: {folder.path} has not ended: this scores its last checkpoint.")
     prepared = prepare(spec.data)
     check_same_data(folder, prepared)
     note(f"scoring {spec.name} on {max_tokens or len(prepared.val):,} tokens of {spec.data.dataset} ...")

@@ -1,5 +1,6 @@
 """`lmxlab generate`: continue a text with a trained model."""
 
+import itertools
 import sys
 from typing import Annotated
 
@@ -65,9 +66,10 @@ def generate(
     if json:
         out_json({"run": run, "prompt": prompt, "text": "".join(pieces)})
         return
+    first = next(pieces, "")  # bad sampling options are refused here, before anything is written
     note(f"{spec.name}, seed {spec.seed}, trained on {spec.data.dataset}")
     sys.stdout.write(prompt)
-    for piece in pieces:
+    for piece in itertools.chain([first], pieces):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -30,6 +30,7 @@ class LiveView(Observer):
         self._title, self._runs = title, {_key(spec): _Row(spec) for spec in runs}
         self._start = time.monotonic()
         self._last_line = 0.0
+        self._announced = False
         self._skipped = 0  # runs that an earlier process had finished: they cost no time now
         self._live: Live | None = None
 
@@ -50,6 +51,9 @@ class LiveView(Observer):
 
     def phase(self, spec: RunSpec, name: str) -> None:
         self._row(spec).state = name
+        if name != "data" and not self._announced and not self.console.is_terminal:
+            note(self._title)
+            self._announced = True
 
     def step(self, spec: RunSpec, progress: Progress) -> None:
         row = self._row(spec)
@@ -104,10 +108,10 @@ class LiveView(Observer):
             f"val_bpb {number(row.val_bpb)}",
             f"{row.speed()} tokens/s",
         ]
-        note(
-            f"{spec.name} seed {spec.seed} {row.state}: {', '.join(numbers)}; "
-            f"{self.used:.0%} of the budget used, {_left(self.time_left_s)}"
-        )
+        line = f"{spec.name} seed {spec.seed} {row.state}: {', '.join(numbers)}"
+        if row.state != "crashed":
+            line += f"; {self.used:.0%} of the budget used, {_left(self.time_left_s)}"
+        note(line)
 
 
 class _Row:

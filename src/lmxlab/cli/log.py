@@ -14,7 +14,7 @@ from tyro.extras import SubcommandApp
 from lmxlab.cli.options import RUNS, Json, option
 from lmxlab.cli.render import MISSING, count, duration, note, number, out, out_json, scaled, table
 from lmxlab.errors import UnknownNameError, UserError
-from lmxlab.experiments.tracking import ExperimentLog, LogEntry
+from lmxlab.experiments.tracking import MEASUREMENTS, ExperimentLog, LogEntry
 
 Ledger = Annotated[Path, option("The ledger to read.", "FILE")]
 LEDGER = RUNS / "results.jsonl"
@@ -66,7 +66,14 @@ def show(run: Positional[str], /, *, ledger: Ledger = LEDGER, json: Json = False
     out(f"FLOPs        {scaled(entry.value('total_flops'), 'FLOP')}")
     out(f"memory       {number(entry.value('peak_memory_mb'), 0)} MB at the peak")
     for name, value in entry.metrics.items():
-        out(f"{name:<12} {value}")
+        if name not in ("sample", "curve"):
+            out(f"{name:<12} {round(value, 4) if isinstance(value, float) else value}")
+    for flops, val_bpb in entry.metrics.get("curve", []):
+        out(f"{'curve':<12} val_bpb {number(val_bpb)} at {scaled(flops, 'FLOP')}")
+    if sample := str(entry.metrics.get("sample", "")).strip():
+        out("sample")
+        for line in sample.splitlines():
+            out(f"  {line}")
     out("settings")
     for line in jsonlib.dumps(entry.config.get("spec", entry.config), indent=2).splitlines()[1:-1]:
         out(f"  {line}")
@@ -86,9 +93,19 @@ def best(
         highest: Whether more is better.
         top: How many to show.
     """
+    if top < 1:
+        raise UserError(f"--top must be at least 1, got {top}.")
     kept = [(value, e) for e in _load(ledger) if e.status == "keep" and (value := e.value(metric)) is not None]
     if not kept:
-        raise UserError(f"No finished run in {ledger} has {metric!r}.")
+        if not any(e.status == "keep" for e in _load(ledger)):
+            raise UserError(f"No run in {str(ledger)!r} has ended well.")
+        measured = {
+            name
+            for e in _load(ledger)
+            for name in (*MEASUREMENTS, *e.metrics, *e.extra)
+            if e.status == "keep" and e.value(name) is not None
+        }
+        raise UnknownNameError("metric", metric, measured)
     kept.sort(key=lambda pair: pair[0], reverse=highest)
     _print([entry for _, entry in kept[:top]], json)
 
@@ -107,8 +124,10 @@ def tail(
     Args:
         follow: Go on and print each run as it ends, until Ctrl-C.
     """
+    if n < 1:
+        raise UserError(f"-n must be at least 1, got {n}.")
     entries = _load(ledger) if ledger.exists() or not follow else []
-    _print(entries[-n:] if n > 0 else [], json)
+    _print(entries[-n:], json)
     while follow:
         time.sleep(1)
         now = ExperimentLog(ledger).load()
@@ -137,7 +156,7 @@ def _print(entries: Sequence[LogEntry], json: bool) -> None:
         table(HEADER, _rows(entries))
 
 
-HEADER = ("run", "finished", "status", "seed", "val_bpb", "parameters", "tokens", "training")
+HEADER = ("run", "finished", "status", "dataset", "seed", "val_bpb", "parameters", "tokens", "training")
 
 
 def _rows(entries: Iterable[LogEntry]) -> Iterable[list[str]]:
@@ -149,12 +168,20 @@ def _row(entry: LogEntry) -> list[str]:
         run_name(entry),
         _when(entry),
         entry.status,
+        _dataset(entry),
         str(entry.seed),
         number(entry.value("val_bpb")),
         count(entry.value("param_count")),
         count(entry.value("tokens")),
         duration(entry.value("train_s")),
     ]
+
+
+def _dataset(entry: LogEntry) -> str:
+    """Name of the data; of a path only its end. Entries of other programs have none."""
+    spec = entry.config.get("spec", {})
+    name = spec.get("data", {}).get("dataset") if isinstance(spec, dict) else None
+    return Path(str(name)).name if name else MISSING
 
 
 def _when(entry: LogEntry) -> str:

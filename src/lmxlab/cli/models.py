@@ -2,15 +2,16 @@
 
 import argparse
 import dataclasses
+import textwrap
 from typing import Annotated, Any
 
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
 from lmxlab.cli.options import Json, option
-from lmxlab.cli.render import note, out, out_json
+from lmxlab.cli.render import note, number, out, out_json
 from lmxlab.core.config import ModelConfig
-from lmxlab.errors import UserError, unknown_name
+from lmxlab.errors import UnknownNameError, UserError
 from lmxlab.experiments.profiling import (
     count_parameters_by_module,
     memory_estimate,
@@ -18,12 +19,12 @@ from lmxlab.experiments.profiling import (
     profile_generation,
 )
 from lmxlab.models.base import LanguageModel
-from lmxlab.models.families import FAMILIES
+from lmxlab.models.families import FAMILIES, resolve
 
 # name -> (full factory, tiny factory)
 ARCHITECTURES = {name: (family.config, family.tiny) for name, family in FAMILIES.items()}
 
-Arch = Annotated[Positional[str], option("Name of an architecture: see `lmxlab list`.", "ARCH")]
+Arch = Annotated[Positional[str], option("An architecture or a preset: see `lmxlab list`.", "ARCH")]
 Tiny = Annotated[bool, option("The small version for tests instead of the full one.", default="")]
 
 
@@ -33,7 +34,7 @@ def register(app: SubcommandApp, arguments: list[str]) -> None:
 
 
 def list_(*, json: Json = False) -> None:
-    """The architectures and their parts.
+    """The architectures, their parts and their presets.
 
     Example: lmxlab list
     """
@@ -41,9 +42,9 @@ def list_(*, json: Json = False) -> None:
 
 
 def info(arch: Arch, /, *, tiny: Tiny = False, json: Json = False) -> None:
-    """One architecture's settings.
+    """The settings of an architecture at its standard size, or of a preset.
 
-    Example: lmxlab info llama --tiny
+    Example: lmxlab info llama_10m
     """
     cmd_info(argparse.Namespace(arch=arch, tiny=tiny, json=json))
 
@@ -77,16 +78,23 @@ MODEL_FIELDS = ("n_layers", "vocab_size", "tie_embeddings")
 
 
 def cmd_list(args: argparse.Namespace) -> None:
-    """Prints every architecture with its attention, norm and ffn."""
+    """Prints every architecture with its attention, norm, ffn and presets."""
     blocks = {name: config().block for name, (config, _) in ARCHITECTURES.items()}
     if getattr(args, "json", False):
-        out_json({name: {key: getattr(block, key) for key in PARTS} for name, block in blocks.items()})
+        out_json(
+            {
+                name: {**{key: getattr(block, key) for key in PARTS}, "presets": list(FAMILIES[name].presets)}
+                for name, block in blocks.items()
+            }
+        )
         return
     width = max(len(name) for name in blocks)
     out("Available architectures:")
     for name, block in blocks.items():
         parts = "  ".join(f"{key}={getattr(block, key)}" for key in PARTS)
         out(f"  {name:<{width}}  {parts}  {FAMILIES[name].description}")
+        for line in textwrap.wrap(f"presets: {', '.join(FAMILIES[name].presets)}", 100):
+            out(f"  {'':<{width}}  {line}")
 
 
 def cmd_info(args: argparse.Namespace) -> None:
@@ -122,8 +130,8 @@ def cmd_count(args: argparse.Namespace) -> None:
         out_json({"architecture": args.arch, "tiny": _tiny(args), "parameters": total, "by_module": parts or None})
         return
     out(f"{title}: {total:,} parameters")
-    for name, number in parts.items():
-        out(f"  {name:<14} {number:>16,}  {100 * number / total:5.1f}%")
+    for name, size in parts.items():
+        out(f"  {name:<14} {size:>16,}  {100 * size / total:5.1f}%")
 
 
 def cmd_bench(args: argparse.Namespace) -> None:
@@ -150,16 +158,21 @@ def cmd_bench(args: argparse.Namespace) -> None:
     out(f"Forward pass ({seq_len} tokens): {forward['mean_ms']:.2f} ms, {forward['tokens_per_sec']:,.0f} tokens/s")
     out(f"Generation ({gen_tokens} tokens): {generation['total_ms']:.2f} ms")
     out(f"  Prefill: {generation['prefill_ms']:.2f} ms")
-    out(f"  Decode: {generation['decode_ms_per_token']:.2f} ms per token")
+    out(f"  Decode: {number(generation['decode_ms_per_token'], 2)} ms per token")
 
 
 def _config(args: argparse.Namespace) -> tuple[str, ModelConfig]:
-    """Title and config of the architecture asked for; an unknown one ends the command with status 1."""
-    if args.arch not in ARCHITECTURES:
-        note(f"lmxlab: {unknown_name('architecture', args.arch, ARCHITECTURES)}")
-        raise SystemExit(1)
-    full, tiny = ARCHITECTURES[args.arch]
-    return (f"{args.arch} (tiny)", tiny()) if _tiny(args) else (args.arch, full())
+    """Title and config of the architecture or preset asked for; an unknown one ends the command with status 1."""
+    if _tiny(args) and args.arch in ARCHITECTURES:
+        return f"{args.arch} (tiny)", ARCHITECTURES[args.arch][1]()
+    try:
+        config = resolve(args.arch)
+    except UnknownNameError as error:
+        note(f"lmxlab: {error}")
+        raise SystemExit(1) from None
+    if _tiny(args):
+        raise UserError(f"--tiny goes with an architecture ({', '.join(ARCHITECTURES)}); {args.arch} is a preset.")
+    return args.arch, config
 
 
 def _tiny(args: argparse.Namespace) -> bool:

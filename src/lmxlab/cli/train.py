@@ -20,15 +20,13 @@ from lmxlab.errors import UserError
 from lmxlab.experiments.designs import adapt, find_design
 from lmxlab.experiments.interrupt import Interrupted, stop_on_signals
 from lmxlab.experiments.run import execute
-from lmxlab.experiments.spec import SECTIONS, Budget, RunSpec, from_table
-from lmxlab.experiments.stored import read_spec
+from lmxlab.experiments.spec import LAB_OPTIM, SECTIONS, Budget, RunSpec, from_table
+from lmxlab.experiments.stored import read_result, read_spec
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
 from lmxlab.training.config import TrainConfig
 from lmxlab.training.run_folder import RunFolder
 
 DEFAULT_DESIGN = "gpt"
-# What suits a small model on characters; a config file or a flag overrides each.
-LAB_OPTIM = {"learning_rate": 2e-3, "batch_size": 8, "min_lr_ratio": 0.1, "weight_decay": 0.1, "max_steps": 500}
 
 
 def _own(help: str, metavar: str) -> Any:
@@ -148,8 +146,9 @@ def _command(base: _Base) -> Callable[..., int]:
         )
         folder = RunFolder.create(runs, name) if resume is None else find_run(resume, runs)
         ledger = ExperimentLog(_root(folder, runs) / "results.jsonl")
-        note(f"run folder: {folder.path}")
-        view = LiveView([spec], f"{name} on {data_config.dataset}")
+        if resume is not None and read_result(folder) is not None:
+            note(f"{folder.path} has ended already; this is its result.")
+        view = LiveView([spec], f"{name} on {data_config.dataset}, in {folder.path}")
         with stop_on_signals() as stop:
             try:
                 with view.shown():
@@ -158,6 +157,9 @@ def _command(base: _Base) -> Callable[..., int]:
                 note("Stopped; the state is saved. Go on with:")
                 note(f"  lmxlab train --resume {folder.path}")
                 return 130
+            except UserError:
+                folder.remove_unused()  # refused before the first step
+                raise
         _report(entry, folder, ledger, json)
         return 0
 
@@ -177,7 +179,7 @@ def _base(arguments: list[str]) -> _Base:
     values |= {section: from_table(kind, table.get(section, {}), section) for section, kind in SECTIONS.items()}
     if "dataset" not in table.get("data", {}):
         values["data"] = dataclasses.replace(values["data"], dataset=default())
-    values["optim"] = from_table(TrainConfig, {**LAB_OPTIM, **table.get("optim", {})}, "optim")
+    values["optim"] = from_table(TrainConfig, {**LAB_OPTIM.to_dict(), **table.get("optim", {})}, "optim")
     return _Base(source or DEFAULT_DESIGN, design.model, {"name": design.name, **values})
 
 

@@ -21,7 +21,7 @@ from lmxlab.experiments.budget import TOLERANCE, count_parameters, flops_per_ste
 from lmxlab.experiments.designs import find_design
 from lmxlab.experiments.interrupt import Interrupted, Stop
 from lmxlab.experiments.run import Diverged, Observer, execute, measure_step_s
-from lmxlab.experiments.spec import Budget, RunSpec, check_seed, from_table
+from lmxlab.experiments.spec import EVAL_TOKENS, Budget, RunSpec, check_seed, from_table
 from lmxlab.experiments.statistics import confidence_interval, measured
 from lmxlab.experiments.stored import read_result
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
@@ -160,7 +160,7 @@ def make_plan(
     flops: float | None = None,
     minutes: float | None = None,
     match_all: bool = False,
-    eval_tokens: int = 65_536,
+    eval_tokens: int = EVAL_TOKENS,
 ) -> Plan:
     """Settles everything before the first step: sizes, steps, seeds.
 
@@ -175,8 +175,7 @@ def make_plan(
     Raises:
         UserError: fewer than two designs or seeds that repeat, sizes that cannot be matched, a budget below one step.
     """
-    if len(sources) < 2:
-        raise UserError(f"A comparison takes two designs or more, got {list(sources)}: try `lmxlab compare gpt llama`.")
+    check_sources(sources)
     for seed in seeds:
         check_seed(seed)
     for name, value in (("flops", flops), ("minutes", minutes)):
@@ -225,6 +224,14 @@ def make_plan(
         raise UserError("A comparison needs a budget: flops or minutes.")
     budgeted = (dataclasses.replace(spec, budget=Budget(flops=flops)) for spec in specs)
     return Plan(tuple(map(_paced, budgeted)), tuple(seeds), flops, tuple(notes))
+
+
+def check_sources(sources: Sequence[str]) -> None:
+    """UserError for fewer designs than make a comparison, or for one that is unknown."""
+    if len(sources) < 2:
+        raise UserError(f"A comparison takes two designs or more, got {list(sources)}: try `lmxlab compare gpt llama`.")
+    for source in sources:
+        find_design(source)
 
 
 def compare(

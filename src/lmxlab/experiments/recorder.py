@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from lmxlab.data.batching import Batch
+from lmxlab.eval.score import Scorer
 from lmxlab.experiments.budget import flops_per_step, tokens_per_step
 from lmxlab.experiments.interrupt import Stop
-from lmxlab.experiments.score import Batch, Scorer
 from lmxlab.experiments.spec import RunSpec
 from lmxlab.training.run_folder import RunFolder
 from lmxlab.training.trainer import NonFiniteLoss, Trainer

@@ -19,13 +19,12 @@ import mlx.core as mx
 from lmxlab.data import PreparedData, TokenBatches, eval_batches, prepare
 from lmxlab.data.batching import Batch
 from lmxlab.errors import UserError
+from lmxlab.eval.score import Score, Scorer
 from lmxlab.experiments.budget import flops_per_step, steps_within, tokens_per_step, with_steps
 from lmxlab.experiments.interrupt import Interrupted, Stop
-from lmxlab.experiments.record import environment
+from lmxlab.experiments.provenance import environment, git_commit
 from lmxlab.experiments.recorder import Clock, Observer, Progress, Recorder
-from lmxlab.experiments.runner import git_commit
 from lmxlab.experiments.sample import sample_text
-from lmxlab.experiments.score import Score, Scorer
 from lmxlab.experiments.spec import Budget, RunSpec
 from lmxlab.experiments.stored import build_model, check_same_run, read_result
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
@@ -68,7 +67,8 @@ def execute(
             checkpoint the run starts again. A run that has ended returns its result.
 
     Raises:
-        UserError: data too short, budget too small, a spec that differs from the folder's, a loss that is not finite.
+        UserError: data too short, budget too small, a spec that differs from the folder's, a loss that is not finite,
+            another process that is training in the folder.
         Interrupted: `stop` was requested; a checkpoint is saved.
     """
     observer, stop, clock = observer or Observer(), stop or Stop(), Clock()
@@ -80,13 +80,14 @@ def execute(
         prepared = prepared or prepare(spec.data)
     # A text shorter than one window, or a budget below one step, is a mistake, not a run that crashed.
     batches = TokenBatches(prepared.train, spec.optim.batch_size, spec.seq_len, seed=spec.seed)
-    if resume and folder.config.exists():
-        spec = check_same_run(spec, folder, prepared)
-    else:
-        spec = _settle(spec, prepared)
-        settings = {"spec": spec.to_dict(), "data": {"hash": prepared.hash, **prepared.info}, **environment()}
-        atomic_write(folder.config, to_json(settings))
-    with _run_log(folder):
+    goes_on = resume and folder.config.exists()
+    spec = check_same_run(spec, folder, prepared) if goes_on else _settle(spec, prepared)
+    with folder.make().in_use(), _run_log(folder):
+        if resume and (entry := read_result(folder)) is not None:
+            return entry  # another process has ended the run since we looked
+        if not goes_on:
+            settings = {"spec": spec.to_dict(), "data": {"hash": prepared.hash, **prepared.info}, **environment()}
+            atomic_write(folder.config, to_json(settings))
         try:
             return _train(spec, folder, prepared, batches, ledger, observer, stop, clock)
         except Interrupted:
@@ -96,7 +97,9 @@ def execute(
             logger.info("stopped at once; the last checkpoint stands")
             raise
         except Exception as error:
-            logger.error("crashed: %s", error, exc_info=not isinstance(error, UserError))
+            # A UserError is the caller's to show; run.log has it, too.
+            expected = isinstance(error, UserError)
+            logger.log(logging.INFO if expected else logging.ERROR, "crashed: %s", error, exc_info=not expected)
             observer.done(spec, None)
             entry = _entry(spec, folder, ledger, status="crash", description=f"{type(error).__name__}: {error}")
             _log_once(ledger, entry)

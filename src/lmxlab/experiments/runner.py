@@ -1,12 +1,12 @@
 """One experiment under a time budget: seeds, the clock, and the line in the ledger at its end."""
 
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmxlab.errors import UserError
+from lmxlab.experiments.provenance import git_commit
 from lmxlab.experiments.tracking import MEASUREMENTS, ExperimentLog, LogEntry
 
 
@@ -93,12 +93,3 @@ class ExperimentRunner:
 
     def _elapsed_s(self) -> float:
         return 0.0 if self._started_at is None else time.monotonic() - self._started_at
-
-
-def git_commit() -> str:
-    """The first 8 characters of the commit checked out in the working directory; "unknown" outside git."""
-    try:
-        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return result.stdout.strip()[:8]

@@ -28,6 +28,10 @@ from lmxlab.data import DataConfig
 from lmxlab.errors import UnknownNameError, UserError
 from lmxlab.training.config import TrainConfig
 
+EVAL_TOKENS = 65_536  # validation tokens that a run's score is taken on
+# What suits a model of laboratory size on characters, where a design, a config file or a flag says nothing else.
+LAB_OPTIM = TrainConfig(learning_rate=2e-3, batch_size=8, min_lr_ratio=0.1, weight_decay=0.1, max_steps=500)
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -81,7 +85,7 @@ class RunSpec:
     seq_len: int = 64
     budget: Budget = field(default_factory=Budget)
     seed: int = 0
-    eval_tokens: int = 65_536
+    eval_tokens: int = EVAL_TOKENS
     sample_tokens: int = 200
 
     def __post_init__(self) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from lmxlab.models.base import evaluating
 from lmxlab.training.config import TrainConfig
 from lmxlab.training.events import Callback
-from lmxlab.training.loss import item, token_nats
+from lmxlab.training.loss import sum_nats, token_nats
 from lmxlab.training.monitors import FLOPCounter, HardwareMonitor, ThroughputMonitor, TimeBudget
 
 __all__ = [
@@ -135,11 +134,7 @@ class ValTracker(Callback):
             metrics["train_val_gap"] = loss - metrics["loss"]
 
     def _score(self) -> float:
-        nats = tokens = 0.0
-        with evaluating(self.model):
-            for x, y in self.val_batches:
-                batch_nats, count = token_nats(self.model, x, y)
-                nats, tokens = nats + item(batch_nats), tokens + item(count)
+        nats, tokens = sum_nats(self.model, self.val_batches, lambda x, y: token_nats(self.model, x, y))
         return nats / max(tokens, 1.0)
 
 

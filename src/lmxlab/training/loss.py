@@ -1,6 +1,6 @@
 """The language-model loss and the precision it is computed in."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +9,10 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from lmxlab.core import kernels
+from lmxlab.models.base import evaluating
 from lmxlab.training.config import TrainConfig
+
+Batch = tuple[mx.array, mx.array]
 
 # float16 gradients under 6e-8 vanish; the loss, and with it every gradient, is raised before the backward pass.
 FLOAT16_LOSS_SCALE = 1024.0
@@ -31,6 +34,18 @@ def token_nats(model: nn.Module, x: mx.array, y: mx.array) -> tuple[mx.array, mx
         nats = kernels.cross_entropy(out[0] if isinstance(out, tuple) else out, targets)
     scored = (y >= 0).astype(mx.float32)
     return (nats.astype(mx.float32) * scored).sum(), scored.sum()
+
+
+def sum_nats(
+    model: nn.Module, batches: Iterable[Batch], score: Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
+) -> tuple[float, float]:
+    """Nats and scored targets of all batches, as `score(x, y)` gives them per batch; dropout off meanwhile."""
+    nats = targets = 0.0
+    with evaluating(model):
+        for x, y in batches:
+            batch_nats, count = score(x, y)
+            nats, targets = nats + item(batch_nats), targets + item(count)
+    return nats, targets
 
 
 def item(scalar: mx.array) -> float:

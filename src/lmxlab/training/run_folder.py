@@ -1,11 +1,12 @@
 """A run's folder: config.json, metrics.jsonl, checkpoints/, samples/, result.json, run.log. It can be moved."""
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ BEST_METRIC = "eval_loss"
 
 
 class RunFolder:
-    """The folder `path` (made when absent) and the names in it."""
+    """The folder `path` and the names in it. Reading makes nothing; `make` and everything that writes do."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -30,13 +31,43 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.result = self.path / "result.json"
         self.log = self.path / "run.log"
+
+    def make(self) -> "RunFolder":
+        """Makes the folder and those in it, where they are absent; UserError when that is not possible."""
         try:
             for folder in (self.checkpoints, self.samples):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"Cannot make the run folder {str(path)!r}: {error.strerror}. Choose another place."
+                f"Cannot make the run folder {str(self.path)!r}: {error.strerror}. Choose another place."
             ) from error
+        return self
+
+    def remove_unused(self) -> None:
+        """Removes the folder if no run was started in it, nor anything else put there."""
+        for folder in (self.checkpoints, self.samples, self.path):
+            with contextlib.suppress(OSError):  # not empty, or not there
+                folder.rmdir()
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps other processes from training in this folder inside the block; UserError when one already does."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"Another process is training in {str(self.path)!r}: wait for its end, or stop it first."
+            ) from None
+        except NotImplementedError:  # a file system without locks
+            yield
+            return
+        try:
+            yield
+        finally:
+            lock.release()
 
     @classmethod
     def create(cls, root: str | Path, name: str) -> "RunFolder":
@@ -51,15 +82,12 @@ class RunFolder:
                 continue
             except OSError as error:
                 raise UserError(f"Cannot make a run folder in {str(root)!r}: {error.strerror}.") from error
-            return cls(path)
-
-    def write_json(self, file: Path, values: dict[str, Any]) -> None:
-        """Replaces config.json or result.json as a whole."""
-        atomic_write(file, json.dumps(values, indent=1) + "\n")
+            return cls(path).make()
 
     def append_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         """Adds one line {"step": step, **metrics} to metrics.jsonl."""
         line = to_json({"step": step, **metrics}, indent=None) + "\n"
+        self.path.mkdir(parents=True, exist_ok=True)
         with self.metrics.open("a+b") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)

@@ -12,8 +12,6 @@ from lmxlab import platform
 from lmxlab.training.config import TrainConfig
 from lmxlab.training.loss import Precision, token_nats
 
-Batch = tuple[mx.array, mx.array]
-
 
 class Steps:
     """The compiled functions of one model, optimizer and config.

@@ -11,13 +11,12 @@ import mlx.optimizers as optim
 from mlx.utils import tree_map
 
 from lmxlab.errors import UserError
-from lmxlab.models.base import evaluating
 from lmxlab.training import resume
 from lmxlab.training.callbacks import Callback
 from lmxlab.training.config import TrainConfig
-from lmxlab.training.loss import item
+from lmxlab.training.loss import Batch, item, sum_nats
 from lmxlab.training.optimizers import create_mup_optimizer, create_optimizer, learning_rates
-from lmxlab.training.step import Batch, Steps
+from lmxlab.training.step import Steps
 
 EvalData = Iterable[Batch] | Callable[[], Iterable[Batch]]
 
@@ -55,6 +54,8 @@ class Trainer:
         callbacks: list[Callback] | None = None,
         checkpointer: Callable[["Trainer", dict[str, Any]], None] | None = None,
     ):
+        if getattr(getattr(model, "config", None), "mtp_n_predict", 0):
+            raise UserError("mtp_n_predict: multi-token prediction cannot be trained yet; set it to 0.")
         self.model = model
         self.config = config
         self.optimizer = optimizer or _default_optimizer(model, config)
@@ -152,11 +153,7 @@ class Trainer:
                 )
             self._spent.append(eval_data)
         batches = eval_data() if callable(eval_data) else eval_data
-        nats = tokens = 0.0
-        with evaluating(self.model):
-            for batch in batches:
-                batch_nats, count = self._steps.score(*batch)
-                nats, tokens = nats + item(batch_nats), tokens + item(count)
+        nats, tokens = sum_nats(self.model, batches, self._steps.score)
         if not tokens:
             raise UserError("The evaluation data holds no token to score: give at least one batch.")
         return {"eval_loss": nats / tokens}

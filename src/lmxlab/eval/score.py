@@ -10,9 +10,8 @@ import numpy as np
 
 from lmxlab import platform
 from lmxlab.core import kernels
+from lmxlab.data.batching import Batch
 from lmxlab.models.base import LanguageModel, evaluating
-
-Batch = tuple[mx.array, mx.array]
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def git_commit() -> str:
+    """The first 8 characters of the commit checked out in the working directory; "unknown" outside git."""
+    commit = _git(Path.cwd(), "rev-parse", "HEAD")
+    return commit.strip()[:8] if commit else "unknown"
+
+
 def git_state(folder: Path) -> dict[str, Any]:
     """Commit of the repository around `folder` and what differs from it; {"commit": "unknown"} outside git.
 
