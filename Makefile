@@ -26,7 +26,7 @@ PINS := pyproject.toml constraints.txt
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 
-compare: $(PLAIN)  ## the main job: GPT against LLaMA under the same compute, about 3 minutes (ARGS="--seeds 5")
+compare: $(PLAIN)  ## the main job: GPT against LLaMA under the same compute, one to two minutes (ARGS="--seeds 5")
 	$(BIN)/lmxlab compare gpt llama $(ARGS)
 
 test: $(DEV)  ## the tests, but for the slow ones (ARGS="-k cache")

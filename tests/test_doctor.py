@@ -14,7 +14,8 @@ def advice(blas=FAST, gflops=200.0, cores=4, compile_problem=None, available=PLE
 
 
 @pytest.fixture(autouse=True)
-def _no_gpu_tools(monkeypatch):
+def _plain_machine(monkeypatch):
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None if name == "nvidia-smi" else f"/usr/bin/{name}")
     monkeypatch.setattr(doctor, "LOW_DISK_BYTES", 0)
 
@@ -33,6 +34,11 @@ def test_advice_names_the_cause_and_the_remedy():
     assert "uses 1 of 4 cores" in advice(blas=Blas("OpenBLAS", "x", threads=1))[0]
     assert "apt-get install g++" in advice(compile_problem="no g++ found: apt-get install g++")[0]
     assert "0.5 GiB" in advice(available=2**29)[0]
+
+
+def test_prescribed_kernels_are_told(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "HASWELL")
+    assert "unset it" in advice()[0] and "OPENBLAS_CORETYPE=HASWELL" in advice()[0]
 
 
 def test_little_space_for_compiled_kernels_is_told(monkeypatch):

@@ -1,5 +1,6 @@
 """Run folders: names, metrics that survive crashes, retention, the latest and the best."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -138,4 +139,4 @@ def test_the_folder_can_be_moved(tmp_path: Path) -> None:
     latest = moved.latest_checkpoint()
     assert latest is not None
     assert Trainer(tiny_model(), tiny_config()).restore(latest)["step"] == 0
-    assert moved.config.read_text() == '{\n "seed": 1\n}\n'
+    assert json.loads(moved.config.read_text()) == {"seed": 1}

@@ -40,7 +40,7 @@ def compare_(
     *,
     flops: Annotated[
         float | None,
-        option("Training budget of each run in FLOPs, such as 2e12.", "N", f"{DEFAULT_FLOPS:.1e}, 2 minutes in all"),
+        option("Training budget of each run in FLOPs, such as 2e12.", "N", f"{DEFAULT_FLOPS:.1e}: 1 to 2 minutes for two designs"),
     ] = None,
     minutes: Annotated[
         float | None,
