@@ -40,7 +40,7 @@ def compare_(
     *,
     flops: Annotated[
         float | None,
-        option("Training budget of each run in FLOPs, such as 2e12.", "N", f"{DEFAULT_FLOPS:.1e}: 1 to 2 minutes for two designs"),
+        option("Training budget of each run in FLOPs, such as 2e12.", "N", f"{DEFAULT_FLOPS:.0e}, 1 to 2 minutes"),
     ] = None,
     minutes: Annotated[
         float | None,
