@@ -93,18 +93,36 @@ def _elementwise(forward: Callable[..., mx.array], backward: Callable[..., Any])
     return with_vjp(apply, pull_back)
 
 
-def _half_sum(x: mx.array, odd: mx.array) -> mx.array:
-    """x (1 + sign(x) odd) / 2, without a sum that overflows before x does."""
-    half = 0.5 * x
-    return half + mx.abs(half) * odd
+# All three activations are x times a distribution function F, and with the tail s = F(-|x|) they are
+# max(x, 0) - |x| s, and their slopes 1/2 + sign(x) (1/2 - s + |x| F'(x)). Beyond _EDGE each tail is 0 in float32;
+# |x| stops there, because infinity times 0 is no number.
+_EDGE = 200.0
 
 
-def _tanh_half(root: mx.array) -> mx.array:
-    """tanh(a / 2) from exp(a / 16)."""
-    return 1 - 2 / (1 + _power(root))
+def _magnitude(x: mx.array) -> mx.array:
+    return mx.minimum(mx.abs(x), _EDGE)
 
 
-_tanh_half_kernel = kernel(_tanh_half)
+def _value(x: mx.array, tail: mx.array) -> mx.array:
+    return mx.maximum(x, 0.0) - _magnitude(x) * tail
+
+
+def _slope(x: mx.array, tail: mx.array, rise: mx.array) -> mx.array:
+    """From the tail and |x| F'(x)."""
+    return 0.5 + mx.sign(x) * ((0.5 - tail) + rise)
+
+
+def _logistic_tail(root: mx.array) -> mx.array:
+    """1 / (1 + exp(a)) from exp(a / 16)."""
+    return 1 / (1 + _power(root))
+
+
+_logistic_tail_kernel = kernel(_logistic_tail)
+
+
+@kernel
+def _value_of_root(x: mx.array, root: mx.array) -> mx.array:
+    return _value(x, _logistic_tail(root))
 
 
 # --- GELU by erf: 1 - q exp(-x^2 / 2) is erf(|x| / sqrt 2), Abramowitz and Stegun 7.1.26 (error under 1.5e-7)
@@ -125,12 +143,12 @@ def _erf_factor(x: mx.array) -> mx.array:
 
 @kernel
 def _gelu_of(x: mx.array, q: mx.array, density: mx.array) -> mx.array:
-    return _half_sum(x, 1 - q * density)
+    return _value(x, 0.5 * (q * density))
 
 
 @kernel
 def _gelu_slope(x: mx.array, q: mx.array, density: mx.array, cotangent: mx.array) -> mx.array:
-    return cotangent * (0.5 + 0.5 * mx.sign(x) * (1 - q * density) + x * density * (1 / _SQRT_2PI))
+    return cotangent * _slope(x, 0.5 * (q * density), (1 / _SQRT_2PI) * (_magnitude(x) * density))
 
 
 def _gelu_forward(x: mx.array) -> mx.array:
@@ -150,22 +168,18 @@ def _gelu_tanh_root(x: mx.array) -> mx.array:
 
 
 @kernel
-def _half_sum_of_root(x: mx.array, root: mx.array) -> mx.array:
-    return _half_sum(x, _tanh_half(root))
-
-
-@kernel
-def _gelu_tanh_slope(x: mx.array, t: mx.array, cotangent: mx.array) -> mx.array:
-    slope = (_TANH_GELU / 4 + (_TANH_GELU / 4 * 3 * 0.044715) * (x * x)) * (x * (1 - t * t))
-    return cotangent * (0.5 + 0.5 * mx.sign(x) * t + slope)
+def _gelu_tanh_slope(x: mx.array, tail: mx.array, cotangent: mx.array) -> mx.array:
+    size = _magnitude(x)
+    rate = _TANH_GELU + (_TANH_GELU * 3 * 0.044715) * (size * size)
+    return cotangent * _slope(x, tail, (size * rate) * (tail * (1 - tail)))
 
 
 def _gelu_tanh_forward(x: mx.array) -> mx.array:
-    return _half_sum_of_root(x, _gelu_tanh_root(x))
+    return _value_of_root(x, _gelu_tanh_root(x))
 
 
 def _gelu_tanh_backward(x: mx.array, cotangent: mx.array) -> mx.array:
-    return _gelu_tanh_slope(x, _tanh_half_kernel(_gelu_tanh_root(x)), cotangent)
+    return _gelu_tanh_slope(x, _logistic_tail_kernel(_gelu_tanh_root(x)), cotangent)
 
 
 # --- SiLU, alone and as a gate
@@ -176,31 +190,31 @@ def _silu_root(x: mx.array) -> mx.array:
     return _root(mx.abs(x), _EXP_17)
 
 
-def _silu_slope_of(x: mx.array, t: mx.array) -> mx.array:
-    return (0.5 + 0.5 * mx.sign(x) * t) + 0.25 * x * (1 - t * t)
+def _silu_slope_of(x: mx.array, tail: mx.array) -> mx.array:
+    return _slope(x, tail, _magnitude(x) * (tail * (1 - tail)))
 
 
 @kernel
-def _silu_slope(x: mx.array, t: mx.array, cotangent: mx.array) -> mx.array:
-    return cotangent * _silu_slope_of(x, t)
+def _silu_slope(x: mx.array, tail: mx.array, cotangent: mx.array) -> mx.array:
+    return cotangent * _silu_slope_of(x, tail)
 
 
 @kernel
 def _gated(gate: mx.array, root: mx.array, up: mx.array) -> mx.array:
-    return _half_sum(gate, _tanh_half(root)) * up
+    return _value(gate, _logistic_tail(root)) * up
 
 
 @kernel
-def _gated_slopes(gate: mx.array, t: mx.array, up: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
-    return cotangent * up * _silu_slope_of(gate, t), cotangent * _half_sum(gate, t)
+def _gated_slopes(gate: mx.array, tail: mx.array, up: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
+    return cotangent * up * _silu_slope_of(gate, tail), cotangent * _value(gate, tail)
 
 
 def _silu_forward(x: mx.array) -> mx.array:
-    return _half_sum_of_root(x, _silu_root(x))
+    return _value_of_root(x, _silu_root(x))
 
 
 def _silu_backward(x: mx.array, cotangent: mx.array) -> mx.array:
-    return _silu_slope(x, _tanh_half_kernel(_silu_root(x)), cotangent)
+    return _silu_slope(x, _logistic_tail_kernel(_silu_root(x)), cotangent)
 
 
 def _swiglu_forward(gate: mx.array, up: mx.array) -> mx.array:
@@ -208,7 +222,7 @@ def _swiglu_forward(gate: mx.array, up: mx.array) -> mx.array:
 
 
 def _swiglu_backward(gate: mx.array, up: mx.array, cotangent: mx.array) -> Any:
-    return _gated_slopes(gate, _tanh_half_kernel(_silu_root(gate)), up, cotangent)
+    return _gated_slopes(gate, _logistic_tail_kernel(_silu_root(gate)), up, cotangent)
 
 
 _gelu = _elementwise(_gelu_forward, _gelu_backward)
