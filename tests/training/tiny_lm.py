@@ -3,6 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
+from lmxlab.core import kernels
 from lmxlab.training import TrainConfig
 
 VOCAB, WIDTH, LENGTH = 17, 16, 12
@@ -39,6 +40,9 @@ class TinyLM(nn.Module):
         for block in self.blocks:
             h = block(h)
         return self.final_norm(h), []
+
+    def nats(self, x: mx.array, y: mx.array) -> mx.array:
+        return kernels.linear_cross_entropy(self.hidden_states(x)[0], self.output_weight, y)
 
 
 def tiny_model(dropout: float = 0.0, seed: int = 0) -> TinyLM:

@@ -9,11 +9,11 @@ from lmxlab.core import kernels
 from lmxlab.core.cache import KVCache, as_cache
 from lmxlab.core.config import BlockConfig, check_grouping
 from lmxlab.core.linear import Linear
+from lmxlab.core.mask import Mask, additive
 from lmxlab.core.norm import HeadNorm
 from lmxlab.core.position import RoPE
 from lmxlab.core.registry import Registry
 
-Mask = mx.array | str | None
 Cache = KVCache | tuple[mx.array, mx.array] | None
 
 
@@ -88,7 +88,7 @@ class GQA(AttentionBase):
         if rope is not None and rope.depends_on_length:
             k = rope.rotate(k, 0, seq_len)
         if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
-            mask = mask.astype(q.dtype)
+            mask = additive(mask, x.shape[1], k.shape[2], q.dtype)
         out = kernels.attention(q, k, v, self.scale, mask)
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)), cache
 

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
-from lmxlab.core.attention import Cache, Mask, attention_registry
+from lmxlab.core.attention import Cache, attention_registry
 from lmxlab.core.cache import KVCache, as_cache
 from lmxlab.core.config import EMBEDDING_POSITIONS, BlockConfig
 from lmxlab.core.ffn import ffn_registry
+from lmxlab.core.mask import Mask
 from lmxlab.core.norm import norm_registry
 from lmxlab.core.position import ALiBi, NoPosition, RoPE, position_registry
 

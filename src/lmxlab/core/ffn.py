@@ -1,7 +1,6 @@
 """Feed-forward networks: (..., d_model) -> (..., d_model) through d_ff channels."""
 
 from collections.abc import Callable
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,6 +8,7 @@ import mlx.nn as nn
 from lmxlab.core import kernels
 from lmxlab.core.config import BlockConfig
 from lmxlab.core.linear import Linear
+from lmxlab.core.recompute import recompute
 from lmxlab.core.registry import Registry
 
 
@@ -38,18 +38,11 @@ class _UpDownFFN(FFNBase):
         They are d_ff wide and would be the largest thing that a layer keeps; computing them twice costs 1 to 2%.
         """
 
-        own = self.down.trainable_parameters()
+        def project(*channels: mx.array) -> mx.array:
+            out: mx.array = self.down(self.activate(*channels))
+            return out
 
-        def project(parameters: dict[str, Any], *channels: mx.array) -> mx.array:
-            self.down.update(parameters)
-            try:
-                out: mx.array = self.down(self.activate(*channels))
-                return out
-            finally:
-                self.down.update(own)  # what is traced or differentiated inside must not stay in the module
-
-        out: mx.array = (mx.checkpoint(project) if self.training else project)(own, *channels)
-        return out
+        return recompute(self.down, project, *channels) if self.training else project(*channels)
 
 
 class _GatedUpDownFFN(_UpDownFFN):

@@ -14,6 +14,7 @@ import mlx.nn as nn
 import numpy as np
 
 from lmxlab.core.config import BlockConfig
+from lmxlab.core.mask import Mask, additive
 from lmxlab.core.registry import Registry
 from lmxlab.core.rope_scaling import inverse_frequencies
 from lmxlab.errors import UserError
@@ -115,7 +116,7 @@ class ALiBi(nn.Module):
         super().__init__()
         self._slopes = np.array(_alibi_slopes(config.n_heads), dtype=np.float32)[None, :, None, None]
 
-    def __call__(self, mask: mx.array | str | None = None, seq_len: int = 0, cache_len: int = 0) -> mx.array:
+    def __call__(self, mask: Mask = None, seq_len: int = 0, cache_len: int = 0) -> mx.array:
         """Bias plus mask.
 
         Args:
@@ -126,17 +127,9 @@ class ALiBi(nn.Module):
         Returns:
             (1, H, Tq, Tk) float32.
         """
-        keys = mx.arange(cache_len + seq_len)
-        queries = mx.arange(cache_len, cache_len + seq_len)[:, None]
-        bias = mx.array(-self._slopes) * mx.abs(queries - keys).astype(mx.float32)
-        if mask is None:
-            return bias
-        if isinstance(mask, str):
-            mask = queries >= keys
-        if mask.dtype == mx.bool_:
-            # The least finite number, not -inf: a query that may see nothing must not become NaN.
-            return mx.where(mask, bias, mx.finfo(mx.float32).min)
-        return bias + mask
+        n_keys = cache_len + seq_len
+        distances = mx.abs(mx.arange(cache_len, n_keys)[:, None] - mx.arange(n_keys)).astype(mx.float32)
+        return mx.array(-self._slopes) * distances + additive(mask, seq_len, n_keys, mx.float32)
 
 
 def _alibi_slopes(n_heads: int) -> list[float]:

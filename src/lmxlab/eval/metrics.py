@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import mlx.core as mx
 import numpy as np
 
-from lmxlab.core import kernels
 from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel, check_tokens, evaluating
 
@@ -101,9 +100,7 @@ def _score(model: LanguageModel, data: Data) -> tuple[list[np.ndarray], list[np.
         for tokens in _arrays(data):
             check_tokens(tokens, model.config.vocab_size)
             x, y = tokens[:, :-1], tokens[:, 1:]
-            hidden, _ = model.hidden_states(x)
-            losses = kernels.linear_cross_entropy(hidden, model.output_weight, y)
-            nats.append(np.array(losses.astype(mx.float32), dtype=np.float64).reshape(-1))
+            nats.append(np.array(model.nats(x, y), dtype=np.float64).reshape(-1))
             targets.append(np.array(y).reshape(-1))
     if not nats:
         raise UserError("There is no data to score: the list is empty")

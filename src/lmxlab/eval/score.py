@@ -9,7 +9,6 @@ import mlx.core as mx
 import numpy as np
 
 from lmxlab import platform
-from lmxlab.core import kernels
 from lmxlab.data.batching import Batch
 from lmxlab.models.base import LanguageModel, evaluating
 
@@ -62,8 +61,7 @@ class Scorer:
 
     def _batch_sums(self, x: mx.array, y: mx.array) -> mx.array:
         """Nats, scored tokens and bytes of one batch, (3,)."""
-        hidden, _ = self.model.hidden_states(x)
-        nats = kernels.linear_cross_entropy(hidden, self.model.output_weight, y).astype(mx.float32)
+        nats = self.model.nats(x, y)
         sizes = self._bytes[y]
         sums = mx.where(sizes > 0, nats, 0.0).sum(), (sizes > 0).sum(), sizes.sum()
         return mx.stack([array.astype(mx.float32) for array in sums])  # counts below 2^24: exact

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from lmxlab.core import kernels
 from lmxlab.core.block import ConfigurableBlock
 from lmxlab.core.cache import KVCache, as_cache
 from lmxlab.core.config import EMBEDDING_POSITIONS, ModelConfig
@@ -63,17 +64,26 @@ class LanguageModel(nn.Module):
             UserError: x is not (B, T), the cache is another model's, or the positions do not reach that far.
         """
         hidden, caches = self._trunk(x, cache)
-        logits = self.logits(hidden / self.config.width_mult if self.config.mup_base_width else hidden)
+        logits = self.logits(self._scaled(hidden))
         return (logits, caches, hidden) if return_hidden else (logits, caches)
 
     def hidden_states(self, x: mx.array, cache: Sequence[Any] | None = None) -> tuple[mx.array, list[KVCache | None]]:
         """(B, T) -> what the output projection is applied to, (B, T, d_model), and the caches.
 
-        These are the states after the final norm, divided by width_mult under muP. A loss over
-        `hidden @ output_weight.T` in chunks never holds all logits.
+        These are the states after the final norm, divided by width_mult under muP.
         """
         hidden, caches = self._trunk(x, cache)
-        return hidden / self.config.width_mult if self.config.mup_base_width else hidden, caches
+        return self._scaled(hidden), caches
+
+    def nats(self, x: mx.array, y: mx.array) -> mx.array:
+        """Cross-entropy of the next tokens y given x, both (B, T) ids in [0, vocab_size): (B, T) float32.
+
+        Where the output projection is a plain matrix, never more than a chunk of the logits is held.
+        """
+        hidden, _ = self.hidden_states(x)
+        if isinstance(self.embed if self.config.tie_embeddings else self.head, nn.Embedding | nn.Linear):
+            return kernels.linear_cross_entropy(hidden, self.output_weight, y)
+        return kernels.cross_entropy(self.logits(hidden), y)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """The output projection: `hidden_states` (..., d_model) -> (..., vocab_size)."""
@@ -92,6 +102,9 @@ class LanguageModel(nn.Module):
         """Number of parameters, a tied matrix once."""
         leaves: Any = tree_flatten(self.parameters())
         return sum(array.size for _, array in leaves)
+
+    def _scaled(self, hidden: mx.array) -> mx.array:
+        return hidden / self.config.width_mult if self.config.mup_base_width else hidden
 
     def _trunk(self, x: mx.array, cache: Sequence[Any] | None) -> tuple[mx.array, list[KVCache | None]]:
         if x.ndim != 2 or x.shape[1] == 0:

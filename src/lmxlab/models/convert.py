@@ -58,7 +58,10 @@ def config_from_hf(hf_config: dict[str, Any]) -> ModelConfig:
         UserError: a model type that is not built, a missing field, or one that changes the computation in a way that
             is not built; the message names it.
     """
-    return _converter(hf_config).config(HFConfig(hf_config))
+    converter, hf = _converter(hf_config), HFConfig(hf_config)
+    config = converter.config(hf)
+    hf.finish()
+    return config
 
 
 def load_from_hf(

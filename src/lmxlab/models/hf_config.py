@@ -1,43 +1,46 @@
-"""Reading a Hugging Face config.json: a field that changes the computation is read or refused, never passed over."""
+"""Reading a Hugging Face config.json: every field that may change the computation is read, or refused by name."""
 
+import re
 from typing import Any
 
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.errors import UserError
 
-# Fields of other families that change the computation; a value that is not falsy means another model.
-FOREIGN = (
-    "attn_logit_softcapping",
-    "attention_multiplier",
-    "embedding_multiplier",
-    "final_logit_softcapping",
-    "kv_lora_rank",
-    "logits_scaling",
-    "num_experts",
-    "num_local_experts",
-    "no_rope_layers",
-    "quantization_config",
-    "residual_multiplier",
-    "sliding_window",
-    "use_qk_norm",
+# Fields that no forward pass of a model in evaluation depends on.
+HARMLESS = re.compile(
+    r"""_.*|architectures|model_type|torch_dtype|dtype|transformers_version|.*_token_id|.*_token_ids|use_cache
+    |initializer_range|initializer_cutoff_factor|.*dropout|.*_pdrop|pretraining_tp|summary_.*|task_specific_params
+    |id2label|label2id|problem_type|return_dict|output_.*|tokenizer_class|auto_map|num_labels|n_ctx|gradient_checkpointing
+    |finetuning_task|keys_to_ignore_at_inference|router_aux_loss_coef|use_flash_attn|mup_.*_comment""",
+    re.VERBOSE,
 )
 
 
 class HFConfig:
-    """A config.json's fields, with the questions that the families ask of them; `null` counts as absent."""
+    """A config.json's fields, with the questions that the families ask of them; `null` counts as absent.
+
+    It remembers which fields were asked for: `finish` refuses what is left.
+    """
 
     def __init__(self, fields: dict[str, Any]):
         self.fields = {key: value for key, value in fields.items() if value is not None}
         self.model_type = str(self.fields.get("model_type", "unknown"))
-        for name in FOREIGN:
-            if self.fields.get(name):
-                raise UserError(f"Unsupported field in a {self.model_type} config: {name} = {self.fields[name]!r}")
+        self._read: set[str] = set()
 
     def __getitem__(self, name: str) -> Any:
+        self._read.add(name)
         return self.fields[name]
 
     def get(self, name: str, default: Any) -> Any:
+        self._read.add(name)
         return self.fields.get(name, default)
+
+    def finish(self) -> None:
+        """Raises UserError for a field that is set to something and that nobody has asked for."""
+        left = {name: value for name, value in self.fields.items() if value and name not in self._read}
+        unread = [f"{name} = {value!r}" for name, value in left.items() if not HARMLESS.fullmatch(name)]
+        if unread:
+            raise UserError(f"Unsupported field in a {self.model_type} config: {', '.join(sorted(unread)[:5])}")
 
     def require(self, *names: str) -> None:
         """Raises UserError naming the fields that are not there."""
@@ -65,7 +68,9 @@ class HFConfig:
 
 def rope_from_hf(hf: HFConfig, max_seq_len: int) -> tuple[float, RopeScaling | None]:
     """(rope_theta, scaling) from either layout: `rope_parameters`, or `rope_theta` beside `rope_scaling`."""
-    rope = dict(hf.get("rope_parameters", None) or hf.get("rope_scaling", {}))
+    newer, older = hf.get("rope_parameters", None), hf.get("rope_scaling", {})
+    trained_length = hf.get("original_max_position_embeddings", None)
+    rope = dict(newer or older)
     kind = rope.pop("rope_type", rope.pop("type", "default"))
     rope.pop("type", None)
     theta = float(rope.pop("rope_theta", hf.get("rope_theta", 10000.0)))
@@ -76,7 +81,7 @@ def rope_from_hf(hf: HFConfig, max_seq_len: int) -> tuple[float, RopeScaling | N
     if kind == "default":
         return theta, None
     # The dynamic kind is defined by the config's own context, the others by the pre-training one.
-    original = max_seq_len if kind == "dynamic" else hf.get("original_max_position_embeddings", original) or max_seq_len
+    original = max_seq_len if kind == "dynamic" else trained_length or original or max_seq_len
     known = {
         "linear": {"factor"},
         "dynamic": {"factor"},

@@ -12,8 +12,8 @@ import mlx.nn as nn
 
 from lmxlab.training.config import TrainConfig
 from lmxlab.training.events import Callback
-from lmxlab.training.loss import sum_nats, token_nats
 from lmxlab.training.monitors import FLOPCounter, HardwareMonitor, ThroughputMonitor, TimeBudget
+from lmxlab.training.step import sum_nats, token_nats
 
 __all__ = [
     "Callback",

@@ -14,9 +14,8 @@ from lmxlab.errors import UserError
 from lmxlab.training import resume
 from lmxlab.training.callbacks import Callback
 from lmxlab.training.config import TrainConfig
-from lmxlab.training.loss import Batch, item, sum_nats
 from lmxlab.training.optimizers import create_mup_optimizer, create_optimizer, learning_rates
-from lmxlab.training.step import Steps
+from lmxlab.training.step import Batch, Steps, item, sum_nats
 
 EvalData = Iterable[Batch] | Callable[[], Iterable[Batch]]
 

@@ -9,6 +9,7 @@ import mlx.core as mx
 from lmxlab.core.kernels.activations import exp_neg
 from lmxlab.core.kernels.passes import fence, row_sums, spread, with_vjp
 from lmxlab.core.kernels.switch import is_fast
+from lmxlab.core.mask import Mask, additive
 
 
 def softmax(x: mx.array) -> mx.array:
@@ -16,7 +17,7 @@ def softmax(x: mx.array) -> mx.array:
     return _softmax(x) if is_fast(x) else mx.softmax(x, axis=-1, precise=True)
 
 
-def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | str | None = None) -> mx.array:
+def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = None) -> mx.array:
     """softmax(scale q k^T + mask) v.
 
     Args:
@@ -33,7 +34,7 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.arra
     if not is_fast(q, k, v, elements=batch * heads * queries * keys):
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     share = heads // groups
-    bias = _additive(mask, queries, keys)
+    bias = additive(mask, queries, keys, mx.float32)
     bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
     per_head = bias.shape[1] == heads
     bias = bias.reshape(bias.shape[0], groups if per_head else 1, share if per_head else 1, *bias.shape[2:])
@@ -63,15 +64,6 @@ def _softmax_backward(_x: mx.array, cotangent: mx.array, p: mx.array) -> mx.arra
 
 
 _softmax = with_vjp(_softmax_forward, _softmax_backward)
-
-
-def _additive(mask: mx.array | str | None, queries: int, keys: int) -> mx.array:
-    """The mask as numbers to add to the scores; finite for boolean masks, so that a row without a key is no NaN."""
-    if mask is None:
-        return mx.zeros((1,))
-    if isinstance(mask, str):
-        mask = mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)
-    return mx.where(mask, 0.0, -1e30) if mask.dtype == mx.bool_ else mask.astype(mx.float32)
 
 
 @cache

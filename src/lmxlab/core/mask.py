@@ -1,0 +1,25 @@
+"""Masks of attention: None, "causal", boolean (True: may attend) or numbers that are added to the scores."""
+
+import mlx.core as mx
+
+Mask = mx.array | str | None
+
+
+def causal(queries: int, keys: int) -> mx.array:
+    """Boolean (queries, keys): the last query sees every key, each one before it one key less."""
+    return mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)
+
+
+def additive(mask: Mask, queries: int, keys: int, dtype: mx.Dtype) -> mx.array:
+    """The mask as numbers of `dtype`, broadcastable to (..., queries, keys); zeros of size 1 for None.
+
+    What is masked gets a large finite number, also where it is -inf: a query that may see nothing is then no NaN.
+    """
+    if mask is None:
+        return mx.zeros((1,), dtype)
+    if isinstance(mask, str):
+        mask = causal(queries, keys)
+    lowest = mx.finfo(dtype).min / 2  # scores are added to it
+    if mask.dtype == mx.bool_:
+        return mx.where(mask, 0.0, lowest).astype(dtype)
+    return mx.maximum(mask.astype(mx.float32), lowest).astype(dtype)
