@@ -11,7 +11,8 @@ import pytest
 from lmxlab.data import DataConfig, PreparedData, TokenBatches, prepare
 from lmxlab.errors import UserError
 from lmxlab.experiments.budget import count_parameters, flops_per_step
-from lmxlab.experiments.compare import ComparisonResult, Plan, compare, make_plan, result_of, run_folder
+from lmxlab.experiments.compare import ComparisonResult, compare, result_of, run_folder
+from lmxlab.experiments.comparison_plan import ComparisonPlan, make_plan
 from lmxlab.experiments.interrupt import Interrupted, Stop
 from lmxlab.experiments.recorder import Clock, Observer, Progress
 from lmxlab.experiments.spec import RunSpec
@@ -29,7 +30,7 @@ def pydocs() -> PreparedData:
 
 
 @pytest.fixture
-def plan(pydocs: PreparedData) -> Plan:
+def plan(pydocs: PreparedData) -> ComparisonPlan:
     """Two tiny designs, two seeds, some twenty steps each."""
     plan = make_plan(
         ["gpt_tiny", "llama_tiny"], DataConfig("pydocs"), pydocs, (0, 1), OPTIM, 16, FLOPS, eval_tokens=500
@@ -37,7 +38,7 @@ def plan(pydocs: PreparedData) -> Plan:
     return dataclasses.replace(plan, specs=tuple(dataclasses.replace(spec, sample_tokens=5) for spec in plan.specs))
 
 
-def run(plan: Plan, folder: Path, prepared: PreparedData, **options: object) -> ComparisonResult:
+def run(plan: ComparisonPlan, folder: Path, prepared: PreparedData, **options: object) -> ComparisonResult:
     return compare(plan, folder / "c", prepared, ExperimentLog(folder / "results.jsonl"), **options)  # type: ignore[arg-type]
 
 
@@ -87,14 +88,14 @@ def test_one_design_twice_has_two_names(pydocs: PreparedData) -> None:
     assert make_plan(["gpt", "gpt"], DataConfig("pydocs"), pydocs, (0,), OPTIM, flops=1e11).names == ["gpt", "gpt#2"]
 
 
-def test_a_plan_survives_its_file(plan: Plan, tmp_path: Path) -> None:
+def test_a_plan_survives_its_file(plan: ComparisonPlan, tmp_path: Path) -> None:
     plan.save(tmp_path)
-    assert Plan.load(tmp_path) == plan
+    assert ComparisonPlan.load(tmp_path) == plan
     with pytest.raises(UserError, match="no folder of a comparison"):
-        Plan.load(tmp_path / "elsewhere")
+        ComparisonPlan.load(tmp_path / "elsewhere")
 
 
-def test_a_seed_is_the_same_data_and_the_same_start(plan: Plan, pydocs: PreparedData) -> None:
+def test_a_seed_is_the_same_data_and_the_same_start(plan: ComparisonPlan, pydocs: PreparedData) -> None:
     assert [(spec.name, spec.seed) for spec in plan.runs()] == [
         ("gpt_tiny", 0),
         ("llama_tiny", 0),
@@ -116,7 +117,9 @@ def test_the_same_design_against_itself_shows_no_difference(pydocs: PreparedData
     assert verdict.better is None and "no difference shown" in verdict.sentence()
 
 
-def test_a_comparison_records_every_run_and_the_result(plan: Plan, pydocs: PreparedData, tmp_path: Path) -> None:
+def test_a_comparison_records_every_run_and_the_result(
+    plan: ComparisonPlan, pydocs: PreparedData, tmp_path: Path
+) -> None:
     result = run(plan, tmp_path, pydocs)
     entries = ExperimentLog(tmp_path / "results.jsonl").load()
     assert [(e.experiment, e.seed) for e in entries] == [(spec.name, spec.seed) for spec in plan.runs()]
@@ -143,7 +146,9 @@ class StopAt(Observer):
             self.stop.request()
 
 
-def test_an_interrupted_comparison_goes_on_where_it_stopped(plan: Plan, pydocs: PreparedData, tmp_path: Path) -> None:
+def test_an_interrupted_comparison_goes_on_where_it_stopped(
+    plan: ComparisonPlan, pydocs: PreparedData, tmp_path: Path
+) -> None:
     whole = run(plan, tmp_path / "whole", pydocs)
     watcher = StopAt("gpt_tiny", 1, 5)
     with pytest.raises(Interrupted):
@@ -151,13 +156,15 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(plan: Plan, pydocs: 
     so_far = result_of(plan, tmp_path / "c")
     assert [[e is not None for e in design.entries] for design in so_far.designs] == [[True, False], [True, False]]
     again = StopAt("nobody", 0, 0)
-    resumed = run(Plan.load(tmp_path / "c"), tmp_path, pydocs, observer=again)
+    resumed = run(ComparisonPlan.load(tmp_path / "c"), tmp_path, pydocs, observer=again)
     assert again.steps[0] == ("gpt_tiny", 1, 6)  # neither finished runs nor finished steps are made again
     assert [design.values() for design in resumed.designs] == [design.values() for design in whole.designs]
     assert len(ExperimentLog(tmp_path / "results.jsonl").load()) == 4
 
 
-def test_a_run_that_diverges_is_a_missing_value_not_the_end(plan: Plan, pydocs: PreparedData, tmp_path: Path) -> None:
+def test_a_run_that_diverges_is_a_missing_value_not_the_end(
+    plan: ComparisonPlan, pydocs: PreparedData, tmp_path: Path
+) -> None:
     wild = dataclasses.replace(
         plan.specs[1].optim, optimizer="sgd", learning_rate=1e6, max_grad_norm=0.0, warmup_steps=0
     )
@@ -171,7 +178,7 @@ def test_a_run_that_diverges_is_a_missing_value_not_the_end(plan: Plan, pydocs: 
 
 
 def test_a_run_that_died_between_its_folder_and_the_ledger_is_logged(
-    plan: Plan, pydocs: PreparedData, tmp_path: Path
+    plan: ComparisonPlan, pydocs: PreparedData, tmp_path: Path
 ) -> None:
     run(plan, tmp_path, pydocs)
     ledger = tmp_path / "results.jsonl"
@@ -181,7 +188,7 @@ def test_a_run_that_died_between_its_folder_and_the_ledger_is_logged(
     assert ledger.read_text().splitlines() == [line.rstrip() for line in lines]
 
 
-def test_a_torn_result_is_made_again(plan: Plan, pydocs: PreparedData, tmp_path: Path) -> None:
+def test_a_torn_result_is_made_again(plan: ComparisonPlan, pydocs: PreparedData, tmp_path: Path) -> None:
     before = run(plan, tmp_path, pydocs)
     folder = run_folder(tmp_path / "c", plan.runs()[0])
     folder.result.write_text(folder.result.read_text()[:50])

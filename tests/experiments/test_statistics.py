@@ -7,17 +7,14 @@ import pytest
 import scipy.stats
 
 from lmxlab.errors import UserError
+from lmxlab.experiments.group_tests import anova, benjamini_hochberg, bootstrap_interval, mann_whitney
 from lmxlab.experiments.statistics import (
-    anova,
-    benjamini_hochberg,
-    bootstrap_interval,
     cohens_d,
     compute_statistics,
     confidence_interval,
     hedges_correction,
     hedges_g,
     holm,
-    mann_whitney,
     paired_comparison,
     welch_test,
 )

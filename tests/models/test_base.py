@@ -12,7 +12,7 @@ from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.models.base import LanguageModel, check_tokens, evaluating
 from lmxlab.models.families import resolve
 from lmxlab.models.gpt import gpt2_tiny, gpt_config, gpt_tiny
-from lmxlab.models.llama import llama_tiny
+from lmxlab.models.llama import llama_config, llama_tiny
 
 from .architectures import ARCHITECTURES, build, gap, tokens
 
@@ -187,3 +187,14 @@ def test_the_state_of_a_model_is_its_parameters_and_does_not_change_in_use() -> 
         before = {path for path, _ in tree_flatten(model.state)}
         model(tokens(1, 60 if name != "gpt2" else 40))
         assert {path for path, _ in tree_flatten(model.state)} == before == set(weights(model))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_quantised_model_has_the_loss_of_its_logits(tied: bool) -> None:
+    model = LanguageModel(llama_config(96, 64, 4, 2, 2, 64, 16, tie_embeddings=tied))
+    x, y = mx.random.randint(0, 96, (2, 2, 9))
+    plain = model.nats(x, y)
+    nn.quantize(model, group_size=32, bits=8)
+    logits, _ = model(x)
+    expected = nn.losses.cross_entropy(logits, y)
+    assert gap(model.nats(x, y), expected) < 1e-5 and gap(model.nats(x, y), plain) < 0.05

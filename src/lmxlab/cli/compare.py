@@ -16,7 +16,8 @@ from lmxlab.cli.options import DATASET, RUNS, Json, Runs, Tokenizer, option
 from lmxlab.cli.render import count, duration, note, number, out, out_json, p_value, scaled, table
 from lmxlab.data import DataConfig, prepare
 from lmxlab.errors import UserError
-from lmxlab.experiments.compare import ComparisonResult, Plan, check_sources, compare, make_plan, result_of, run_folder
+from lmxlab.experiments.compare import ComparisonResult, compare, result_of, run_folder
+from lmxlab.experiments.comparison_plan import ComparisonPlan, check_sources, make_plan
 from lmxlab.experiments.interrupt import Interrupted, stop_on_signals
 from lmxlab.experiments.picture import save_curves
 from lmxlab.experiments.spec import EVAL_TOKENS, LAB_OPTIM
@@ -101,7 +102,7 @@ def compare_(
     else:
         if designs:
             raise UserError(f"--resume goes on with the designs of {resume}: leave out {', '.join(designs)}.")
-        folder, plan = resume, Plan.load(resume)
+        folder, plan = resume, ComparisonPlan.load(resume)
         runs = folder.parent.parent
         prepared = prepare(plan.specs[0].data)
     ledger = ExperimentLog(runs / "results.jsonl")
@@ -191,13 +192,13 @@ def _seeds(given: Sequence[int]) -> tuple[int, ...]:
     return tuple(range(given[0]))
 
 
-def _title(plan: Plan) -> str:
+def _title(plan: ComparisonPlan) -> str:
     steps = sorted({spec.optim.max_steps for spec in plan.specs})
     span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
     return f"{' against '.join(plan.names)}: {scaled(plan.flops, 'FLOP')} ({span} steps) each, {_seeds_word(plan)}"
 
 
-def _seeds_word(plan: Plan) -> str:
+def _seeds_word(plan: ComparisonPlan) -> str:
     return "1 seed" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
 
 

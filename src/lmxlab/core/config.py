@@ -12,6 +12,26 @@ ACTIVATIONS = ("gelu", "gelu_tanh")
 EMBEDDING_POSITIONS = ("sinusoidal", "learned")  # added once to the embeddings, by the model
 
 
+# Fields that only some components read, by the slot they belong to. The components below are known to read none of
+# them: with these a field that is set is a mistake, and one of a later component's own is not judged here.
+READS_NONE = {"attention": ("mha", "gqa"), "ffn": ("standard", "gated", "relu2", "gated_relu2")}
+OF_SOME = {
+    "attention": (
+        "window_size",
+        "attention_chunk_size",
+        "kv_lora_rank",
+        "q_lora_rank",
+        "rope_dim",
+        "sparse_compress_ratio",
+        "sparse_select_k",
+        "use_short_conv",
+        "mamba_n_heads",
+        "mamba_head_dim",
+    ),
+    "ffn": ("n_experts", "n_shared_experts", "moe_latent_size", "moe_d_ff", "shared_expert_d_ff"),
+}
+
+
 class Derived(int):
     """A head_dim that was computed, not given: `dataclasses.replace(config, d_model=...)` computes it anew."""
 
@@ -121,6 +141,14 @@ class BlockConfig:
             raise UserError(f"d_model is {self.d_model}; sinusoidal positions come in pairs, so it must be even")
         if self.rope_scaling is not None and self.position != "rope":
             raise UserError(f"rope_scaling would be ignored: position is {self.position!r}; set position='rope'")
+        for slot, fields in OF_SOME.items():
+            component = getattr(self, slot)
+            for name in fields:
+                if getattr(self, name) and component in READS_NONE[slot]:
+                    raise UserError(
+                        f"{name} {getattr(self, name)!r} would be ignored: {slot} {component!r} does not read it; "
+                        f"leave it out, or choose the {slot} that it belongs to"
+                    )
         if self.activation != "gelu" and self.ffn != "standard":
             raise UserError(
                 f"activation {self.activation!r} would be ignored: ffn is {self.ffn!r}; only 'standard' reads it"

@@ -13,6 +13,7 @@ from lmxlab.eval.score import Scorer
 from lmxlab.experiments.budget import flops_per_step, tokens_per_step
 from lmxlab.experiments.interrupt import Stop
 from lmxlab.experiments.spec import RunSpec
+from lmxlab.training.events import Callback
 from lmxlab.training.run_folder import RunFolder
 from lmxlab.training.trainer import NonFiniteLoss, Trainer
 
@@ -71,7 +72,7 @@ class Clock:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
-class Recorder:
+class Recorder(Callback):
     """A Trainer callback. Its state is part of the checkpoint, so that a resumed run reports the whole of it.
 
     Attributes:
@@ -123,12 +124,6 @@ class Recorder:
     def on_train_begin(self, config: Any) -> None:
         self.observer.phase(self.spec, "compile")
         self._mark = time.perf_counter()
-
-    def on_train_end(self, history: list[dict[str, Any]]) -> None:
-        """Nothing: `execute` scores the run."""
-
-    def on_eval_end(self, step: int, metrics: dict[str, Any]) -> None:
-        """Nothing: the Trainer is given no data to evaluate on."""
 
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
         self._time_step()

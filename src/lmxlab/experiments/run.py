@@ -23,17 +23,15 @@ from lmxlab.eval.score import Score, Scorer
 from lmxlab.experiments.budget import flops_per_step, steps_within, tokens_per_step, with_steps
 from lmxlab.experiments.interrupt import Interrupted, Stop
 from lmxlab.experiments.provenance import environment, git_commit
-from lmxlab.experiments.recorder import Clock, Observer, Progress, Recorder
+from lmxlab.experiments.recorder import Clock, Observer, Recorder
 from lmxlab.experiments.sample import sample_text
-from lmxlab.experiments.spec import Budget, RunSpec
+from lmxlab.experiments.spec import RunSpec
 from lmxlab.experiments.stored import build_model, check_same_run, read_result
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
 from lmxlab.files import atomic_write, to_json
 from lmxlab.models.base import LanguageModel
 from lmxlab.training.run_folder import RunFolder
 from lmxlab.training.trainer import NonFiniteLoss, Trainer
-
-__all__ = ["Budget", "Diverged", "Observer", "Progress", "RunSpec", "execute", "measure_step_s"]
 
 logger = logging.getLogger(__name__)
 

@@ -1,14 +1,13 @@
-"""Statistics of a handful of seeds: intervals, tests and corrections. scipy computes, Holm and Hedges are ours.
+"""Statistics of a handful of seeds: intervals, t-tests and Holm's correction. scipy computes, Holm and Hedges are ours.
 
 Every function leaves out missing values (None, NaN, infinite) and never counts them as 0. What cannot be known from the
 values given is NaN: a p-value of one pair, the effect size of values without spread.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +41,7 @@ def compute_statistics(values: Values) -> dict[str, float]:
     x = measured(values)
     if not x.size:
         return dict.fromkeys(("mean", "std", "min", "max", "n"), 0)
-    return {"mean": float(x.mean()), "std": _std(x), "min": float(x.min()), "max": float(x.max()), "n": x.size}
+    return {"mean": float(x.mean()), "std": std(x), "min": float(x.min()), "max": float(x.max()), "n": x.size}
 
 
 def confidence_interval(values: Values, confidence: float = 0.95) -> tuple[float, float]:
@@ -57,7 +56,7 @@ def confidence_interval(values: Values, confidence: float = 0.95) -> tuple[float
         return (0.0, 0.0)
     mean, half = float(x.mean()), 0.0
     if x.size > 1:
-        half = _t_quantile(confidence, x.size - 1) * _std(x) / math.sqrt(x.size)
+        half = _t_quantile(confidence, x.size - 1) * std(x) / math.sqrt(x.size)
     return (mean - half, mean + half)
 
 
@@ -66,7 +65,7 @@ def cohens_d(group_a: Values, group_b: Values) -> float:
     a, b = measured(group_a), measured(group_b)
     if min(a.size, b.size) < 2:
         return 0.0
-    pooled = math.sqrt(((a.size - 1) * _std(a) ** 2 + (b.size - 1) * _std(b) ** 2) / (a.size + b.size - 2))
+    pooled = math.sqrt(((a.size - 1) * std(a) ** 2 + (b.size - 1) * std(b) ** 2) / (a.size + b.size - 2))
     return float(a.mean() - b.mean()) / pooled if pooled else 0.0
 
 
@@ -145,7 +144,7 @@ def paired_comparison(a: Values, b: Values) -> Comparison:
     x, y = both.T
     if x.size < 2:
         return _t_test(x, y, math.nan, math.nan)
-    return _t_test(x, y, _std(x - y, scale=float(np.abs(both).max())) / math.sqrt(x.size), x.size - 1)
+    return _t_test(x, y, std(x - y, scale=float(np.abs(both).max())) / math.sqrt(x.size), x.size - 1)
 
 
 def welch_test(a: Values, b: Values) -> Comparison:
@@ -156,7 +155,7 @@ def welch_test(a: Values, b: Values) -> Comparison:
     x, y = measured(a), measured(b)
     if min(x.size, y.size) < 2:
         return _t_test(x, y, math.nan, math.nan)
-    share_x, share_y = _std(x) ** 2 / x.size, _std(y) ** 2 / y.size
+    share_x, share_y = std(x) ** 2 / x.size, std(y) ** 2 / y.size
     total = share_x + share_y
     df = total**2 / (share_x**2 / (x.size - 1) + share_y**2 / (y.size - 1)) if total else math.nan
     return _t_test(x, y, math.sqrt(total), df)
@@ -173,97 +172,6 @@ def _t_test(x: Array, y: Array, standard_error: float, df: float) -> Comparison:
     elif standard_error == 0 and abs(difference) <= ROUNDING * abs(x).max():
         p = 1.0
     return Comparison(difference, standard_error, df, p, hedges_g(x, y), n)
-
-
-class RankTest(NamedTuple):
-    """`u` of group a, two-sided `p`, and `superiority`: the chance that a value of a exceeds one of b (ties half)."""
-
-    u: float
-    p: float
-    superiority: float
-
-
-def mann_whitney(a: Values, b: Values) -> RankTest:
-    """Mann-Whitney U test, exact for small groups without ties; all NaN when a group is empty."""
-    x, y = measured(a), measured(b)
-    if not (x.size and y.size):
-        return RankTest(math.nan, math.nan, math.nan)
-    from scipy.stats import mannwhitneyu
-
-    u, p = mannwhitneyu(x, y, alternative="two-sided")
-    return RankTest(float(u), float(p), float(u) / (x.size * y.size))
-
-
-def bootstrap_interval(
-    values: Values,
-    confidence: float = 0.95,
-    statistic: Callable[..., Any] = np.mean,
-    n_resamples: int = 9999,
-    seed: int = 0,
-) -> Interval:
-    """BCa bootstrap interval of a statistic that takes `axis=` (Efron 1987); too narrow below about ten values.
-
-    (x, x) when the values have no spread, NaN for no values.
-    """
-    x = measured(values)
-    if not x.size:
-        return Interval(math.nan, math.nan)
-    if _std(x) > 0:
-        from scipy.stats import bootstrap
-
-        result = bootstrap(
-            (x,), statistic, confidence_level=confidence, n_resamples=n_resamples, method="BCa", rng=seed
-        )
-        return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high))
-    only = float(statistic(x, axis=-1))
-    return Interval(only, only)
-
-
-class TukeyPair(NamedTuple):
-    """mean(a) - mean(b), its simultaneous interval, and its p-value among all pairs."""
-
-    a: str
-    b: str
-    difference: float
-    interval: Interval
-    p: float
-
-
-class Anova(NamedTuple):
-    """F statistic and p-value of "all means are equal", and the pairs by Tukey's honest significant difference."""
-
-    f: float
-    p: float
-    pairs: list[TukeyPair]
-
-
-def anova(groups: Mapping[str, Values], confidence: float = 0.95) -> Anova:
-    """One-way analysis of variance with Tukey's HSD after it; for groups of one common variance that share no seeds.
-
-    Raises:
-        UserError: fewer than two groups, a group with fewer than two values, or no spread in any group.
-    """
-    samples = [measured(values) for values in groups.values()]
-    if len(samples) < 2 or min(x.size for x in samples) < 2 or not any(_std(x) for x in samples):
-        sizes = {name: x.size for name, x in zip(groups, samples, strict=True)}
-        raise UserError(
-            f"An analysis of variance takes 2 groups or more of 2 or more different values, got sizes {sizes}"
-        )
-    from scipy.stats import f_oneway, tukey_hsd
-
-    overall, tukey = f_oneway(*samples), tukey_hsd(*samples)
-    intervals = tukey.confidence_interval(confidence)
-    pairs = [
-        TukeyPair(
-            a,
-            b,
-            float(tukey.statistic[i, j]),
-            Interval(float(intervals.low[i, j]), float(intervals.high[i, j])),
-            float(tukey.pvalue[i, j]),
-        )
-        for (i, a), (j, b) in itertools.combinations(enumerate(groups), 2)
-    ]
-    return Anova(float(overall.statistic), float(overall.pvalue), pairs)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -285,20 +193,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """Benjamini and Hochberg's (1995) adjusted p-values: those <= q hold a share of at most q false claims on average.
-
-    A test without a p (NaN) keeps its place among the tests and stays NaN.
-    """
-    if not len(p_values):
-        return []
-    from scipy.stats import false_discovery_control
-
-    adjusted = false_discovery_control([1.0 if math.isnan(p) else p for p in p_values], method="bh")
-    return [math.nan if math.isnan(p) else float(q) for p, q in zip(p_values, adjusted, strict=True)]
-
-
-def _std(x: Array, scale: float = 0.0) -> float:
+def std(x: Array, scale: float = 0.0) -> float:
     """Standard deviation (n - 1); exactly 0 when the values differ by rounding only (at their size or `scale`)."""
     if x.size < 2 or np.ptp(x) <= ROUNDING * max(scale, float(np.abs(x).max())):
         return 0.0
