@@ -111,7 +111,7 @@ def test_a_terminal_shows_every_run_and_no_plain_line(
         view.phase(RUNS[1], "train")
         clock.now += 90
         view.step(RUNS[1], at(5, 3.25))
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "" and "budget used" not in screen.getvalue()
     last = screen.getvalue().rpartition("four runs")[2]  # the last drawing
     rows = [line.split() for line in last.splitlines()]
     assert ["gpt", "0", "-", "-", "3.0000", "-", "100%", "done", "before"] in rows
