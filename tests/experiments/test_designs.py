@@ -1,0 +1,58 @@
+"""Designs by name and by file."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lmxlab.errors import UnknownNameError, UserError
+from lmxlab.experiments.designs import design_names, find_design
+from lmxlab.models.llama import llama_tiny
+
+
+def test_a_missing_config_file_is_named() -> None:
+    with pytest.raises(UserError, match=r"no config file 'nowhere\.toml'"):
+        find_design("nowhere.toml")
+
+
+def test_named_designs_take_the_vocabulary_and_context_of_the_run() -> None:
+    for name in design_names():
+        model = find_design(name).model(77, 48)
+        assert (model.vocab_size, model.block.max_seq_len) == (77, 48), name
+
+
+def test_an_unknown_design_offers_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'llama'"):
+        find_design("lama")
+
+
+def test_a_file_starts_from_a_design_and_changes_it(tmp_path: Path) -> None:
+    path = tmp_path / "wide.toml"
+    path.write_text('[model]\ndesign = "gpt"\nd_model = 192\nn_layers = 2\nqk_norm = true\n')
+    design = find_design(str(path))
+    model = design.model(77, 48)
+    assert design.name == "wide" and not design.resizable
+    assert (model.block.d_model, model.n_layers, model.block.qk_norm, model.vocab_size) == (192, 2, True, 77)
+
+
+def test_a_file_may_hold_a_whole_model(tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"name": "mine", "model": llama_tiny().to_dict()}))
+    design = find_design(str(path))
+    assert design.name == "mine" and design.model(77, 48) == llama_tiny()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed = 1", r"\[model\] needs design = NAME"),
+        ('[model]\ndesign = "gtp"', "did you mean 'gpt'"),
+        ('[model]\ndesign = "gpt"\nd_modle = 3', "did you mean 'model.d_model'"),
+        ('[model]\ndesign = "gpt"\nd_model = 130', "divisible"),
+    ],
+)
+def test_a_wrong_model_table_says_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        find_design(str(path)).model(77, 48)
