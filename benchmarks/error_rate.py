@@ -1,6 +1,6 @@
 """How often `compare` claims a difference that is not there, and how often it finds one that is: by simulation.
 
-    python benchmarks/error_rate.py [TRIALS]
+python benchmarks/error_rate.py [TRIALS]
 """
 
 import sys

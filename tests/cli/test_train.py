@@ -12,6 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from lmxlab import platform
 from lmxlab.experiments.tracking import ExperimentLog
 from lmxlab.training import RunFolder
 
@@ -139,6 +140,24 @@ def test_an_interrupted_run_goes_on_bit_for_bit(cli: Cli, folder: Path, number: 
     assert cli("train", "tiny.toml", *flags).code == 0
     assert same(interrupted, weights(only_run(folder)))
     assert len(ExperimentLog(folder / "runs" / "results.jsonl").load()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_spares_the_compiler(
+    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Ctrl-C in a terminal goes to every process of the group, also to the g++ that MLX has started."""
+    if not platform.can_compile():
+        pytest.skip("nothing is compiled on this machine")
+    kernels = folder / "kernels"
+    kernels.mkdir()
+    monkeypatch.setenv("TMPDIR", str(kernels))  # so that they are compiled anew
+    process = start("train", "tiny.toml", "--optim.compile-step", "--budget.steps", "30", start_new_session=True)
+    wait_for(lambda: (folder / "runs").exists() and any(kernels.rglob("*.cpp")), process)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "--resume" in err and "Traceback" not in err, err
+    assert cli("train", "--resume", only_run(folder)).code == 0
 
 
 def test_a_kill_in_the_middle_of_a_save_loses_only_that_save(cli: Cli, folder: Path) -> None:
