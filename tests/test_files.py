@@ -92,3 +92,20 @@ for i in range(10**9):
         whole = [path] if path.exists() else list(path.parent.glob(".tmp-old-*/checkpoint"))
         assert len(whole) == 1
         assert (whole[0] / "a").read_text() == (whole[0] / "b").read_text() != ""
+
+
+def test_every_file_of_a_folder_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
+    synced, real = [], os.fsync
+
+    def fsync(fd):
+        assert not (tmp_path / "whole" / "a").exists() or os.path.isdir(f"/proc/self/fd/{fd}")
+        synced.append(os.fstat(fd).st_ino)
+        real(fd)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    with files.atomic_directory(tmp_path / "whole") as work:
+        (work / "a").write_text("a")
+        (work / "b").mkdir()
+        (work / "b" / "c").write_text("c")
+        inodes = {path.stat().st_ino for path in (work / "a", work / "b" / "c")}
+    assert inodes <= set(synced)

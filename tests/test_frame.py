@@ -25,6 +25,7 @@ LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 NOT_MIRRORED = {
     "test_docs.py",
     "test_frame.py",
+    "cli/test_resuming.py",
     "core/test_ffn_and_norm.py",
     "experiments/test_exports.py",
     "experiments/test_tracking_writers.py",

@@ -107,3 +107,16 @@ def test_a_text_that_cannot_be_used_is_named(cli: Cli, folder: Path, content: by
     (folder / "text.txt").write_bytes(content)
     done = cli("compare", "gpt", "llama", "--dataset", "text.txt")
     assert done.code == 2 and message in done.err and done.err.splitlines()[-1].startswith("lmxlab: ")
+
+
+def test_resuming_takes_no_other_settings(cli: Cli, folder: Path) -> None:
+    flags = ["--dataset", "pydocs", "--flops", "2e8", "--seq-len", "16", "--batch-size", "4", "--eval-tokens", "500"]
+    assert cli("compare", "tiny.toml", "other.toml", *flags, "--seeds", "1").code == 0
+    (made,) = (folder / "runs" / "compare").iterdir()
+    done = cli("compare", "--resume", made, "--seeds", "5", "--flops", "1")
+    assert done.code == 2 and "leave out --flops, --seeds" in done.err
+    assert cli("compare", "--resume", made).code == 0
+    (made / "compare.json").write_text('{"specs": [], "seeds": [0], "flops": "x", "notes": []}')
+    done = cli("compare", "--resume", made)
+    assert done.code == 2 and "damaged" in done.err
+    assert "no folder of a comparison (compare.json: No such file" in cli("compare", "--resume", "nothing").err

@@ -12,7 +12,7 @@ import scipy.stats
 from lmxlab.errors import UserError
 from lmxlab.experiments import analysis
 from lmxlab.experiments.analysis import _holm_levels, compare_experiments, decide, power, seeds_needed, simplicity_score
-from lmxlab.experiments.statistics import holm, paired_comparison
+from lmxlab.experiments.statistics import Comparison, hedges_correction, holm, paired_comparison
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -155,11 +155,11 @@ def test_what_cannot_be_compared_is_refused():
 def test_power_is_the_noncentral_t_of_scipy(d_z, n, alpha):
     law = scipy.stats.nct(n - 1, d_z * math.sqrt(n))
     critical = scipy.stats.t.ppf(1 - alpha / 2, n - 1)
-    assert power(d_z, n, alpha) == pytest.approx(law.sf(critical) + law.cdf(-critical), rel=1e-6)
+    assert power(d_z, n, alpha) == pytest.approx(law.sf(critical) + law.cdf(-critical), abs=1e-5)
 
 
 def test_power_of_no_effect_is_alpha_and_of_a_huge_one_is_1():
-    assert power(0.0, 5) == pytest.approx(0.05)
+    assert power(0.0, 5) == pytest.approx(0.05, abs=1e-5)
     assert power(1e3, 5) == 1.0
 
 
@@ -195,3 +195,13 @@ def test_scipy_stats_is_not_imported_for_a_verdict():
         "decide({'a': [1., 2., 4.], 'b': [1., 3., 2.]})[0].sentence(); assert 'scipy.stats' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_power_is_a_chance_that_grows_with_every_seed() -> None:
+    for d_z in (0.0, 0.5, 2.0, 20.0):
+        chances = [power(d_z, n) for n in (2, 3, 10, 100, 500)]
+        assert all(0 <= chance <= 1 for chance in chances) and chances == sorted(chances) or d_z == 0
+    far = Comparison(difference=8.8758, standard_error=1 / math.sqrt(30), df=29, p=0.1, effect_size=0.0, n=30)
+    needed = seeds_needed(far)
+    assert needed is not None and power(8.8758 * hedges_correction(29), needed) >= 0.8
+    assert power(8.8758 * hedges_correction(29), needed - 1) < 0.8

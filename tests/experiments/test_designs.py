@@ -1,12 +1,14 @@
 """Designs by name and by file."""
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from lmxlab.errors import UnknownNameError, UserError
-from lmxlab.experiments.designs import design_names, find_design
+from lmxlab.experiments.designs import adapt, design_names, find_design
 from lmxlab.models.llama import llama_tiny
 
 
@@ -56,3 +58,21 @@ def test_a_wrong_model_table_says_what_is_wrong(tmp_path: Path, text: str, messa
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         find_design(str(path)).model(77, 48)
+
+
+@pytest.mark.parametrize("design", ["gpt", "llama", "gpt2_tiny"])
+@pytest.mark.parametrize("scale", [1.0, 5.0, math.sqrt(128)])
+def test_no_change_changes_nothing(design: str, scale: float) -> None:
+    model = dataclasses.replace(find_design(design).model(65, 64), embed_scale=scale)
+    assert adapt(model, {}) == model
+    assert adapt(model, {"n_layers": 3}) == dataclasses.replace(model, n_layers=3)
+
+
+def test_embeddings_are_as_large_as_sinusoids_and_only_then() -> None:
+    gpt = find_design("gpt").model(65, 64)
+    assert adapt(gpt, {"d_model": 64}).embed_scale == 8.0
+    for changes in ({"position": "learned"}, {"position": "learned", "d_model": 64}):
+        learned = adapt(gpt, changes)
+        assert learned.embed_scale == 1.0
+        assert adapt(learned, {"embed_scale": 5.0}).embed_scale == 5.0
+    assert adapt(find_design("llama").model(65, 64), {"position": "sinusoidal", "d_model": 64}).embed_scale == 8.0

@@ -8,7 +8,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lmxlab.experiments.compare import ComparisonResult, DesignResult, Plan
+from lmxlab.experiments.compare import ComparisonResult, DesignResult
+from lmxlab.experiments.comparison_plan import ComparisonPlan
 from lmxlab.experiments.picture import COLOURS, save_curves
 from lmxlab.experiments.tracking import LogEntry
 
@@ -26,7 +27,7 @@ def entry(curve: list[list[float]]) -> LogEntry:
 def result(folder: Path, **designs: tuple[LogEntry | None, ...]) -> ComparisonResult:
     specs = tuple(dataclasses.replace(spec(), name=name) for name in designs)
     results = tuple(DesignResult(name, 1234, entries) for name, entries in designs.items())
-    return ComparisonResult(folder, Plan(specs, (0, 1), BUDGET), results, ())
+    return ComparisonResult(folder, ComparisonPlan(specs, (0, 1), BUDGET), results, ())
 
 
 @pytest.fixture

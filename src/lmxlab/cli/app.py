@@ -30,7 +30,8 @@ COMMANDS = {
 DESCRIPTION = """Train language models on this machine and compare designs under equal budgets.
 
 Start with:  lmxlab compare gpt llama
-Version:     lmxlab --version"""
+
+lmxlab --version prints the version."""
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 """`lmxlab compare`: which design learns better under the same compute."""
 
 import dataclasses
+import inspect
 import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
@@ -87,22 +88,22 @@ def compare_(
     start = time.monotonic()
     if resume is None:
         check_sources(designs)
+        if minutes is not None and flops is not None:
+            raise UserError("Give --flops or --minutes, not both.")
+        chosen = _seeds(seeds)
         data = DataConfig(dataset=dataset or default(), tokenizer=tokenizer)
         note(f"preparing {data.dataset} ...")
         prepared = prepare(data)
         optim = dataclasses.replace(LAB_OPTIM, learning_rate=learning_rate, batch_size=batch_size)
         if minutes is None and flops is None:
             flops = DEFAULT_FLOPS
-        elif minutes is not None and flops is not None:
-            raise UserError("Give --flops or --minutes, not both.")
         if minutes is not None:
             note("measuring the speed of each design ...")
-        plan = make_plan(designs, data, prepared, _seeds(seeds), optim, seq_len, flops, minutes, match_all, eval_tokens)
+        plan = make_plan(designs, data, prepared, chosen, optim, seq_len, flops, minutes, match_all, eval_tokens)
         folder = _new_folder(runs / "compare")
     else:
-        if designs:
-            raise UserError(f"--resume goes on with the designs of {resume}: leave out {', '.join(designs)}.")
-        folder, plan = resume, ComparisonPlan.load(resume)
+        _refuse_settings(resume, designs, locals())
+        folder, plan = resume.resolve(), ComparisonPlan.load(resume)
         runs = folder.parent.parent
         prepared = prepare(plan.specs[0].data)
     ledger = ExperimentLog(runs / "results.jsonl")
@@ -127,6 +128,17 @@ def compare_(
     else:
         _report(result, picture, ledger, time.monotonic() - start)
     return 0
+
+
+def _refuse_settings(folder: Path, designs: Sequence[str], given: dict[str, Any]) -> None:
+    """UserError for anything on the command line that a comparison under way has settled already."""
+    defaults = {
+        name: p.default for name, p in inspect.signature(compare_).parameters.items() if p.kind == p.KEYWORD_ONLY
+    }
+    changed = [n for n, default in defaults.items() if n not in ("resume", "json", "runs") and given[n] != default]
+    settings = [*designs, *(f"--{name.replace('_', '-')}" for name in changed)]
+    if settings:
+        raise UserError(f"--resume goes on with the settings of {folder}: leave out {', '.join(settings)}.")
 
 
 def _report(result: ComparisonResult, picture: Path, ledger: ExperimentLog, seconds: float) -> None:

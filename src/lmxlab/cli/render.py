@@ -92,9 +92,9 @@ def duration(seconds: float | None) -> str:
 
 def p_value(p: float | None) -> str:
     """
-    >>> p_value(0.0312), p_value(0.00002)
-    ('0.031', '< 0.001')
+    >>> p_value(0.03124), p_value(0.00002)
+    ('0.0312', '< 0.001')
     """
     if p is None or not math.isfinite(p):
         return MISSING
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "< 0.001" if p < 0.001 else f"{p:.3g}"

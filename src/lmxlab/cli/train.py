@@ -12,7 +12,7 @@ from tyro.extras import SubcommandApp
 from lmxlab.cli.data import default
 from lmxlab.cli.live import LiveView
 from lmxlab.cli.options import RUNS, Json, Runs, flags_of, option
-from lmxlab.cli.render import duration, note, number, out, out_json, scaled
+from lmxlab.cli.render import count, duration, note, number, out, out_json, scaled
 from lmxlab.cli.runs import find_run
 from lmxlab.core.config import ModelConfig
 from lmxlab.data import DataConfig, prepare
@@ -195,7 +195,7 @@ def _option(arguments: list[str], flag: str) -> str | None:
 
 def _root(folder: RunFolder, runs: Path) -> Path:
     """The folder of the ledger that a run belongs to: the nearest one above it that has a ledger, else `runs`."""
-    return next((above for above in folder.path.parents if (above / "results.jsonl").exists()), runs)
+    return next((above for above in folder.path.resolve().parents if (above / "results.jsonl").exists()), runs)
 
 
 def _report(entry: LogEntry, folder: RunFolder, ledger: ExperimentLog, json: bool) -> None:
@@ -206,13 +206,14 @@ def _report(entry: LogEntry, folder: RunFolder, ledger: ExperimentLog, json: boo
     out(f"val_loss     {number(entry.val_loss)} nats per token")
     out(f"train_loss   {number(entry.train_loss)} nats per token")
     out(f"parameters   {entry.param_count:,}")
-    out(f"tokens       {entry.metrics['tokens']:,}")
+    out(f"tokens       {count(entry.value('tokens'))}")
     out(f"FLOPs        {scaled(entry.total_flops)}")
-    out(f"training     {duration(entry.value('train_s'))} ({entry.metrics['tokens_per_s']:,.0f} tokens/s)")
+    speed = entry.value("tokens_per_s")  # none after a single step, which is the one that compiles
+    out(f"training     {duration(entry.value('train_s'))}" + (f" ({speed:,.0f} tokens/s)" if speed else ""))
     rest = {name: entry.value(f"{name}_s") for name in ("data", "compile", "eval", "checkpoint", "sample")}
     out("besides      " + ", ".join(f"{name} {duration(seconds)}" for name, seconds in rest.items() if seconds))
     out("\nsample:")
-    for line in str(entry.metrics["sample"]).strip().splitlines():
+    for line in str(entry.metrics.get("sample", "")).strip().splitlines():
         out(f"  {line}")
     out(f"\nrun      {folder.path}")
     out(f"ledger   {ledger.path}")

@@ -12,6 +12,15 @@ from lmxlab.core.ffn import ffn_registry
 from lmxlab.core.mask import Mask
 from lmxlab.core.norm import norm_registry
 from lmxlab.core.position import ALiBi, NoPosition, RoPE, position_registry
+from lmxlab.errors import UnknownNameError
+
+
+def check_components(config: BlockConfig) -> None:
+    """UnknownNameError for a component that no registry has, before anything is built."""
+    for registry in (attention_registry, ffn_registry, norm_registry, position_registry):
+        name = getattr(config, registry.name)
+        if name not in registry:
+            raise UnknownNameError(registry.name, name, registry.keys())
 
 
 class ConfigurableBlock(nn.Module):

@@ -172,7 +172,7 @@ DATASETS: dict[str, Dataset] = {
         ),
         Dataset(
             "climbmix",
-            "a shuffled mixture of web text, in 6543 files: set how many with shards",
+            "a shuffled mixture of web text, in 6543 files, of which --shards are read",
             "about 0.25 GB per file",
             network=True,
             open=_climbmix,

@@ -57,11 +57,15 @@ class ComparisonPlan:
     def load(cls, folder: Path) -> "ComparisonPlan":
         """Reads the plan of an earlier comparison; UserError when `folder` holds none."""
         try:
-            values = json.loads((folder / PLAN).read_text())
+            values = json.loads((folder / PLAN).read_text(encoding="utf-8"))
             specs = tuple(RunSpec.from_dict(spec) for spec in values["specs"])
             return cls(specs, tuple(values["seeds"]), float(values["flops"]), tuple(values["notes"]))
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{str(folder)!r} is no folder of a comparison ({PLAN}: {error}).") from None
+        except UserError:
+            raise
+        except OSError as error:
+            raise UserError(f"{str(folder)!r} is no folder of a comparison ({PLAN}: {error.strerror}).") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"The plan of the comparison, {folder / PLAN}, is damaged: {error}.") from None
 
 
 def make_plan(
@@ -120,6 +124,14 @@ def make_plan(
         ignored = sorted({"data", "budget", "seq_len", "seed", "eval_tokens"} & set(design.settings))
         if ignored:
             notes.append(f"{names[index]}: {', '.join(ignored)} in the file is not used: a comparison sets it for all")
+        if own := design.settings.get("optim"):
+            values = ", ".join(f"{key} {value}" for key, value in sorted(own.items()) if key != "batch_size")
+            notes.append(f"{names[index]} trains with the [optim] of its file ({values}), the others without")
+        parts = model.block
+        notes.append(
+            f"{names[index]}: {parts.attention} attention, {parts.ffn} FFN, {parts.norm}, {parts.position} positions, "
+            f"{model.n_layers} layers, {parts.d_model} wide"
+        )
         own = {**dataclasses.asdict(optim), **design.settings.get("optim", {}), "batch_size": optim.batch_size}
         specs.append(
             RunSpec(

@@ -83,12 +83,12 @@ def adapt(model: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
         if key not in own | inner:
             raise UnknownNameError("config key", f"model.{key}", [f"model.{name}" for name in own | inner])
     outer = {key: value for key, value in changes.items() if key in own}
-    if "d_model" in changes and math.isclose(model.embed_scale, math.sqrt(model.block.d_model)):
-        outer.setdefault("embed_scale", math.sqrt(changes["d_model"]))  # it follows the width, as in gpt_config
-    if (changes.get("position", "sinusoidal") == "sinusoidal") != (model.block.position == "sinusoidal"):
-        # Only fixed sinusoids, of amplitude 1, ask for embeddings as large as them.
-        width = int(changes.get("d_model", model.block.d_model))
-        outer.setdefault("embed_scale", math.sqrt(width) if changes.get("position") == "sinusoidal" else 1.0)
+    width = int(changes.get("d_model", model.block.d_model))
+    was, becomes = model.block.position == "sinusoidal", changes.get("position", model.block.position) == "sinusoidal"
+    if was != becomes:  # only fixed sinusoids, of amplitude 1, ask for embeddings as large as them
+        outer.setdefault("embed_scale", math.sqrt(width) if becomes else 1.0)
+    elif "d_model" in changes and math.isclose(model.embed_scale, math.sqrt(model.block.d_model)):
+        outer.setdefault("embed_scale", math.sqrt(width))  # it follows the width, as in gpt_config
     return _replace(model, outer, {key: value for key, value in changes.items() if key in inner})
 
 

@@ -28,7 +28,9 @@ def save_curves(result: ComparisonResult, path: Path) -> Path:
             axes.plot(*curve.T, color=colour, linewidth=0.8, alpha=0.4)
         if curves:
             mean = np.mean(curves, axis=0)  # (points, 2): one design evaluates every seed at the same steps
-            label = f"{design.name}: {design.mean():.4f} ({design.parameters:,} parameters)"
+            score = design.mean()
+            shown = "no score" if score is None else f"{score:.4f}"
+            label = f"{design.name}: {shown} ({design.parameters:,} parameters)"
             axes.plot(*mean.T, color=colour, linewidth=2.2, marker="o", markersize=4, label=label)
     axes.xaxis.set_major_formatter(EngFormatter(unit="FLOP"))
     axes.set_xlabel("training compute")
@@ -41,7 +43,9 @@ def save_curves(result: ComparisonResult, path: Path) -> Path:
     )
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(title="final score, on all of it", frameon=False)
+    if axes.get_lines():
+        scored = result.plan.specs[0].eval_tokens
+        axes.legend(title=f"final score ({f'{scored:,} tokens' if scored else 'the whole split'})", frameon=False)
     figure.savefig(path)
     pyplot.close(figure)
     return path

@@ -95,12 +95,14 @@ def execute(
             logger.info("stopped at once; the last checkpoint stands")
             raise
         except Exception as error:
-            # A UserError is the caller's to show; run.log has it, too.
-            expected = isinstance(error, UserError)
-            logger.log(logging.INFO if expected else logging.ERROR, "crashed: %s", error, exc_info=not expected)
+            # For run.log alone: the caller shows the error.
+            logger.info("crashed: %s", error, exc_info=not isinstance(error, UserError))
             observer.done(spec, None)
             entry = _entry(spec, folder, ledger, status="crash", description=f"{type(error).__name__}: {error}")
-            _log_once(ledger, entry)
+            try:
+                _log_once(ledger, entry)
+            except UserError as second:  # on a full disk this one fails too; the first error tells more
+                logger.warning("%s", second)
             raise
 
 
@@ -126,7 +128,7 @@ def _train(
     if checkpoint is not None:
         trainer.restore(checkpoint)
         logger.info("resumed at step %d from %s", trainer.step, checkpoint)
-    folder.rewind_metrics(trainer.step)
+    folder.rewind_metrics(trainer.step, last=spec.optim.max_steps)
     logger.info("%s: %d steps, seed %d", spec.name, spec.optim.max_steps, spec.seed)
     try:
         trainer.train(batches)
@@ -174,6 +176,8 @@ def _eval_batches(spec: RunSpec, prepared: PreparedData, max_tokens: int) -> Ite
 
 def _settle(spec: RunSpec, prepared: PreparedData) -> RunSpec:
     """The spec with the number of steps that its budget buys."""
+    if prepared.vocab_size < 2:
+        raise UserError(f"{spec.data.dataset} has {prepared.vocab_size} token in all: there is nothing to predict.")
     if spec.model.vocab_size < prepared.vocab_size:
         raise UserError(
             f"The model's vocab_size is {spec.model.vocab_size}, but the tokenizer has {prepared.vocab_size} tokens: "
@@ -239,6 +243,7 @@ def _log_once(ledger: ExperimentLog | None, entry: LogEntry) -> None:
 def _run_log(folder: RunFolder) -> Iterator[None]:
     """Sends what lmxlab logs to the folder's run.log."""
     handler = logging.FileHandler(folder.log, encoding="utf-8")
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is told by what matters more
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger("lmxlab")
     level = root.level

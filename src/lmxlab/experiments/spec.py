@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lmxlab.core.block import check_components
 from lmxlab.core.config import ModelConfig
 from lmxlab.data import DataConfig
 from lmxlab.errors import UnknownNameError, UserError
@@ -90,6 +91,8 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        for layer in range(self.model.n_layers):
+            check_components(self.model.get_block_config(layer))
         for name, low in (("seq_len", 1), ("eval_tokens", 0), ("sample_tokens", 0)):
             if getattr(self, name) < low:
                 raise UserError(f"{name} must be at least {low}, got {getattr(self, name)}.")
@@ -112,6 +115,9 @@ class RunSpec:
     def from_dict(cls, table: dict[str, Any]) -> "RunSpec":
         """The inverse of `to_dict`; an unknown key raises UnknownNameError, a wrong type UserError."""
         check_keys(table)
+        for key in ("name", "model"):
+            if key not in table:
+                raise UserError(f"The settings of a run have no {key!r}: the file is damaged, or not a run's.")
         values = dict(table)
         values["model"] = ModelConfig.from_dict(table["model"])
         for section, kind in SECTIONS.items():
@@ -137,6 +143,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise UserError(f"{str(path)!r} must hold a table of settings, not a {type(table).__name__}.")
     table = table.get("spec", table)  # config.json of a run folder holds the spec beside the environment
+    if not isinstance(table, dict):
+        raise UserError(f"{str(path)!r} must hold a table of settings under 'spec', not a {type(table).__name__}.")
     check_keys(table)
     return table
 

@@ -45,9 +45,11 @@ def read_spec(folder: RunFolder) -> RunSpec:
 def read_result(folder: RunFolder) -> LogEntry | None:
     """The result of a run that ended well, None while it has none."""
     try:
-        return LogEntry(**json.loads((folder.result).read_text()))
+        entry = LogEntry(**json.loads(folder.result.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+    whole = isinstance(entry.config, dict) and isinstance(entry.metrics, dict) and isinstance(entry.val_bpb, float)
+    return entry if whole else None
 
 
 def check_same_run(spec: RunSpec, folder: RunFolder, prepared: PreparedData) -> RunSpec:
@@ -73,8 +75,9 @@ def check_same_run(spec: RunSpec, folder: RunFolder, prepared: PreparedData) -> 
 
 def check_same_data(folder: RunFolder, prepared: PreparedData) -> None:
     """UserError when the data is not what the run was started on: other text, so perhaps other ids for its tokens."""
-    settings = json.loads((folder.config).read_text())
-    if settings.get("data", {}).get("hash") != prepared.hash:
+    settings = json.loads(folder.config.read_text(encoding="utf-8"))
+    data = settings.get("data")
+    if not isinstance(data, dict) or data.get("hash") != prepared.hash:
         raise UserError(
             f"The data of {folder.path} has changed since the run was started, and with it what its tokens mean: "
             "bring the data back, or train anew."

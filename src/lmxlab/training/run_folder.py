@@ -87,13 +87,16 @@ class RunFolder:
     def append_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         """Adds one line {"step": step, **metrics} to metrics.jsonl."""
         line = to_json({"step": step, **metrics}, indent=None) + "\n"
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.metrics.open("a+b") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a crash cut the last line short; it must not spoil this one
-                    line = "\n" + line
-            file.write(line.encode())
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.metrics.open("a+b") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # a crash cut the last line short; it must not spoil this one
+                        line = "\n" + line
+                file.write(line.encode())
+        except OSError as error:
+            raise UserError(f"Cannot write {self.metrics}: {error.strerror}; free some space, then resume.") from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl in order; one that a crash cut short is skipped."""
@@ -102,9 +105,13 @@ class RunFolder:
         rows = (_parse(line) for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines())
         return [row for row in rows if row is not None]
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drops the lines after `step`, which a run resumed at `step` will write again, and any torn one."""
+    def rewind_metrics(self, step: int, last: int | None = None) -> None:
+        """Drops the lines that a run resumed at `step` will write again, and any torn one.
+
+        Those are the lines after `step` and the evaluation at `last`, the run's last step, made after its checkpoint.
+        """
         kept = [row for row in self.read_metrics() if row["step"] <= step]
+        kept = [row for row in kept if row["step"] != last or "val_bpb" not in row]
         atomic_write(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
     def save_checkpoint(self, trainer: "Trainer", metrics: dict[str, Any] | None = None, keep: int = 3) -> Path:
