@@ -101,11 +101,3 @@ def test_activations_computed_again_give_the_same_gradients(kind: type) -> None:
     for name, kept in gradients().items():
         np.testing.assert_allclose(np.array(again[name]), np.array(kept), rtol=1e-5, atol=1e-6)
         assert np.abs(kept).max() > 0
-
-
-def test_a_compiled_call_while_training_leaves_the_weights_usable() -> None:
-    ffn, x = StandardFFN(CONFIG), mx.ones((1, 8))
-    mx.eval(ffn.parameters())
-    once = mx.compile(lambda x: ffn(x))(x)
-    assert mx.allclose(once, ffn(x), atol=1e-6)
-    mx.eval(ffn.parameters())
