@@ -1,7 +1,8 @@
 import mlx.core as mx
 import pytest
 
-from lmxlab.core.cache import STEP_TOKENS, KVCache, as_cache
+from lmxlab.core import cache as caches
+from lmxlab.core.cache import STEP_TOKENS, KVCache, WindowCache, as_cache
 
 
 def draw(n_tokens: int) -> tuple[mx.array, mx.array]:
@@ -71,3 +72,40 @@ def test_a_plain_tuple_becomes_a_cache() -> None:
     assert mx.array_equal(fetched, mx.concatenate([keys, more[0]], axis=2))
     assert keys.shape[2] == 3
     assert as_cache(cache) is cache and as_cache(None) is None
+
+
+@pytest.mark.parametrize("sizes", [[1] * 40, [3] * 13, [30, 1, 1, 9, 2], [7, 30]])
+@pytest.mark.parametrize("reach", [1, 4, 9])
+def test_a_window_cache_gives_the_tokens_within_reach(
+    sizes: list[int], reach: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caches, "STEP_TOKENS", 6)
+    cache, parts, most = WindowCache(reach), [], 0
+    for size in sizes:
+        parts.append(draw(size))
+        fetched = cache.update_and_fetch(*parts[-1])
+        for i in range(2):
+            everything = mx.concatenate([part[i] for part in parts], axis=2)
+            wanted = min(everything.shape[2], reach - 1 + size)
+            assert mx.array_equal(fetched[i], everything[:, :, -wanted:])
+            assert mx.array_equal(cache[i], everything[:, :, -cache[i].shape[2] :])
+        most = max(most, cache.snapshot().keys.shape[2])
+    assert cache.offset == sum(sizes)
+    assert most <= reach - 1 + 3 * 6 + max(sizes)
+
+
+def test_a_window_cache_is_trimmed_as_far_as_it_can_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caches, "STEP_TOKENS", 6)
+    cache, parts = WindowCache(4), [draw(1) for _ in range(50)]
+    for part in parts:
+        cache.update_and_fetch(*part)
+    state = cache.snapshot()
+    assert 6 <= cache.trim(30) < 30
+    left = cache.offset
+    again, _ = cache.update_and_fetch(*parts[left])
+    assert mx.array_equal(again, mx.concatenate([keys for keys, _ in parts[left - 3 : left + 1]], axis=2))
+    cache.restore(state)
+    assert cache.offset == 50 and cache.trim(2) == 2
+    short = WindowCache(4)
+    short.update_and_fetch(*draw(3))
+    assert short.trim(10) == 3 and short.offset == 0

@@ -10,8 +10,14 @@ from mlx.utils import tree_flatten, tree_unflatten
 from lmxlab.core.config import ModelConfig
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.models.base import LanguageModel
+from lmxlab.models.gemma import gemma2_config, gemma_config
+from lmxlab.models.gemma3 import gemma3_config
 from lmxlab.models.gpt import gpt2_config, gpt_config
 from lmxlab.models.llama import llama_config
+from lmxlab.models.mistral import mistral_config
+from lmxlab.models.olmo2 import olmo2_config
+from lmxlab.models.qwen import qwen2_config, qwen3_config
+from lmxlab.models.smollm3 import smollm3_config
 
 SIZE = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_layers": 2, "d_ff": 48, "max_seq_len": 40}
 TRAINED_TOKENS = 8  # of the scaled rotary kinds: shorter than the sequences here, so that the scaling bites
@@ -43,6 +49,19 @@ ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
     "gated-relu2": lambda: _with(_llama(), ffn="gated_relu2"),
     "attention-only": lambda: _with(_llama(), ffn="none"),
     "mup": lambda: gpt_config(**SIZE, mup_base_width=16),
+    "mistral": lambda: mistral_config(**SIZE, n_kv_heads=2, window_size=5),
+    "chunked": lambda: _with(_llama(), attention="chunked_gqa", attention_chunk_size=5),
+    "window-alibi": lambda: _with(_llama(), attention="sliding_window_gqa", window_size=5, position="alibi"),
+    "window-dynamic-scaling": lambda: _with(
+        _llama(RopeScaling("dynamic", 4.0, SIZE["max_seq_len"])), attention="sliding_window_gqa", window_size=5
+    ),
+    "qwen2": lambda: qwen2_config(**SIZE, n_kv_heads=2),
+    "qwen3": lambda: qwen3_config(**SIZE, n_kv_heads=2, head_dim=16),
+    "olmo2": lambda: olmo2_config(**SIZE, n_kv_heads=2),
+    "smollm3": lambda: smollm3_config(**SIZE, n_kv_heads=2, nope_every=2),
+    "gemma": lambda: gemma_config(**SIZE, n_kv_heads=1),
+    "gemma2": lambda: gemma2_config(**SIZE, n_kv_heads=2, head_dim=8, window_size=5, logit_softcap=2.0),
+    "gemma3": lambda: gemma3_config(**SIZE, n_kv_heads=2, window_size=5, global_every=2),
     "mixed-layers": lambda: dataclasses.replace(
         _llama(),
         block_configs=(

@@ -14,6 +14,14 @@ import numpy as np
 CLASSES = {
     "gpt2": ("GPT2Config", "GPT2LMHeadModel"),
     "llama": ("LlamaConfig", "LlamaForCausalLM"),
+    "mistral": ("MistralConfig", "MistralForCausalLM"),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
+    "olmo2": ("Olmo2Config", "Olmo2ForCausalLM"),
+    "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM"),
+    "gemma": ("GemmaConfig", "GemmaForCausalLM"),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"),
+    "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
 }
 LENGTHS = (1, 12, 40)
 
@@ -30,7 +38,7 @@ def run_case(folder: Path, kind: str, fields: dict[str, Any]) -> None:
     for name, weight in model.named_parameters():
         weight.data.normal_(0, 0.15)
         if ("norm" in name or ".ln_" in name) and name.endswith("weight"):
-            weight.data.add_(1.0)
+            weight.data.add_(0.0 if kind.startswith("gemma") else 1.0)  # Gemma's scale is 1 + weight
     model.save_pretrained(folder)
     draw = np.random.default_rng(0).integers
     arrays = {}

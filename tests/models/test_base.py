@@ -106,6 +106,18 @@ def test_building_draws_no_weight_before_it_is_needed() -> None:
         ("llama31_8b", 8030.3),
         ("gpt2_medium", 354.8),
         ("gpt2_large", 774),
+        ("mistral_7b", 7241.7),
+        ("qwen2_0_5b", 494.0),
+        ("qwen2_7b", 7615.6),
+        ("qwen3_0_6b", 596.0),
+        ("qwen3_8b", 8190.7),
+        ("olmo2_7b", 7298.9),
+        ("smollm3_3b", 3075.1),
+        ("gemma_2b", 2506.2),
+        ("gemma_7b", 8537.7),
+        ("gemma2_2b", 2614.3),
+        ("gemma2_9b", 9241.7),
+        ("gemma3_1b", 999.9),
     ],
 )
 def test_presets_have_their_published_sizes(name: str, millions: float) -> None:

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from lmxlab.errors import UnknownNameError
-from lmxlab.models import gpt, llama
+from lmxlab.models import gemma, gemma3, gpt, llama, mistral
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.families import FAMILIES, resolve
 
@@ -38,6 +38,26 @@ def test_llama_is_what_the_api_says() -> None:
     assert not block.bias and block.max_seq_len == 4096 and config == llama.llama_7b()
     scaling = llama.llama31_8b().block.rope_scaling
     assert scaling is not None and (scaling.kind, scaling.factor, scaling.original_max_seq_len) == ("llama3", 8.0, 8192)
+
+
+def test_gemma_is_what_was_published_and_the_api_says() -> None:
+    config = gemma.gemma_config()
+    block = config.block
+    assert (block.attention, block.ffn, block.norm, block.position) == ("gqa", "gated", "rms_norm", "rope")
+    assert (block.d_model, block.n_heads, block.n_kv_heads, block.d_ff) == (2048, 8, 1, 16384)
+    assert (config.vocab_size, config.n_layers, config.tie_embeddings) == (256000, 18, True)
+    assert block.norm_plus_one and block.activation == "gelu_tanh" and config.embed_scale == 2048**0.5
+
+
+def test_windows_are_where_they_were_published() -> None:
+    config = gemma3.gemma3_config()
+    kinds = [config.get_block_config(i).attention for i in range(12)]
+    assert kinds == (["sliding_window_gqa"] * 5 + ["gqa"]) * 2
+    assert config.block.attention == "sliding_window_gqa" and config.block.window_size == 4096
+    published = gemma3.gemma3_1b()
+    assert [published.get_block_config(i).rope_theta for i in (0, 5)] == [1e4, 1e6]
+    assert [gemma.gemma2_2b().get_block_config(i).window_size for i in (0, 1)] == [4096, None]
+    assert mistral.mistral_7b().block.window_size == 4096
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

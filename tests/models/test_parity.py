@@ -1,4 +1,4 @@
-"""GPT-2 and LLaMA against the reference classes of transformers, through the folders that save_pretrained writes."""
+"""Every family against the reference classes of transformers, through the folders that save_pretrained writes."""
 
 import importlib.util
 import json
@@ -40,6 +40,18 @@ ROPE: dict[str, dict[str, Any]] = {
     "llama3": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, **BANDS},
     "yarn": {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16},
 }
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "default", "rope_theta": 900.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 30.0},
+}
+GEMMA3 = LLAMA | {
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 24,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "rope_parameters": GEMMA3_ROPE,
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", GPT2),
     "gpt2, exact gelu, wide ffn, untied": (
@@ -56,7 +68,51 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama",
         LLAMA | {"rope_parameters": ROPE["dynamic"], "max_position_embeddings": 16},
     ),
+    "mistral, window": ("mistral", LLAMA | {"sliding_window": 8}),
+    "mistral, no window": ("mistral", LLAMA | {"sliding_window": None}),
+    "qwen2": ("qwen2", LLAMA),
+    "qwen2, windows in the upper layers": (
+        "qwen2",
+        LLAMA | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    ),
+    "qwen3": ("qwen3", LLAMA | {"head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3, attention bias, windows": (
+        "qwen3",
+        LLAMA
+        | {"head_dim": 16, "attention_bias": True, "use_sliding_window": True}
+        | {"sliding_window": 8, "max_window_layers": 2},
+    ),
+    "olmo2": ("olmo2", LLAMA),
+    "olmo2, as many kv heads": ("olmo2", LLAMA | {"num_key_value_heads": 4}),
+    "smollm3": ("smollm3", LLAMA | {"num_hidden_layers": 5}),
+    "smollm3, windows where nothing turns": (
+        "smollm3",
+        LLAMA | {"no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 8},
+    ),
+    "gemma": ("gemma", LLAMA | {"num_key_value_heads": 1, "head_dim": 16}),
+    "gemma2": ("gemma2", LLAMA | {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24}),
+    "gemma2, low caps": (
+        "gemma2",
+        LLAMA
+        | {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 4}
+        | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5},
+    ),
+    "gemma3": ("gemma3_text", GEMMA3),
+    "gemma3, linear scaling of the global layers": (
+        "gemma3_text",
+        GEMMA3
+        | {
+            "rope_parameters": GEMMA3_ROPE
+            | {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 900.0}}
+        },
+    ),
 } | {f"llama, rope {kind}": ("llama", LLAMA | {"rope_parameters": rope}) for kind, rope in ROPE.items()}
+
+
+GREEDY = [
+    *("gpt2", "llama", "llama, rope llama3", "llama, rope yarn", "mistral, window", "qwen2", "qwen3", "olmo2"),
+    *("smollm3", "gemma", "gemma2", "gemma3"),
+]
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +148,7 @@ def test_logits_equal_the_reference(case: str, tolerance: float, folders: dict[s
         np.testing.assert_allclose(np.array(logits), expected[f"logits{length}"], atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("case", ["gpt2", "llama", "llama, rope llama3", "llama, rope yarn"])
+@pytest.mark.parametrize("case", GREEDY)
 def test_greedy_decoding_equals_the_reference(case: str, folders: dict[str, Path]) -> None:
     model, _ = load_from_hf(str(folders[case]), dtype=mx.float32)
     expected = np.load(folders[case] / "expected.npz")

@@ -38,7 +38,7 @@ def test_the_order_of_earlier_tokens_matters(name: str) -> None:
     x = tokens(1, 12)
     # Without positions too: of two causal layers, the second one sees which tokens the first one had not seen yet.
     swapped = mx.concatenate([x[:, 1:2], x[:, :1], x[:, 2:]], axis=1)
-    assert gap(model(x)[0][:, -1], model(swapped)[0][:, -1]) > 1e-4
+    assert gap(model(x)[0][:, 2:], model(swapped)[0][:, 2:]) > 1e-4
 
 
 @every_architecture
@@ -53,7 +53,7 @@ def test_cached_steps_equal_the_full_pass(name: str, chunk: int, fresh: bool) ->
     for start in range(6, 24, chunk):
         logits, cache = model(x[:, start : start + chunk], cache=cache)
         parts.append(logits)
-    assert gap(mx.concatenate(parts, axis=1), full) <= 2e-5
+    assert gap(mx.concatenate(parts, axis=1), full) <= 5e-5
 
 
 @every_architecture

@@ -1,6 +1,6 @@
 """The parts that models are built of: configs, registries, blocks and the components they name."""
 
-from lmxlab.core.attention import GQA, MHA
+from lmxlab.core.attention import GQA, MHA, ChunkedGQA, SlidingWindowGQA
 from lmxlab.core.block import ConfigurableBlock
 from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.core.ffn import GatedFFN, StandardFFN
@@ -12,10 +12,12 @@ __all__ = [
     "GQA",
     "MHA",
     "BlockConfig",
+    "ChunkedGQA",
     "ConfigurableBlock",
     "GatedFFN",
     "ModelConfig",
     "Registry",
+    "SlidingWindowGQA",
     "StandardFFN",
     "alibi",
     "layer_norm",

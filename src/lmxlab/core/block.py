@@ -1,7 +1,5 @@
 """One layer of a model: an attention branch and a feed-forward branch around the residual stream."""
 
-from collections.abc import Callable
-
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -41,6 +39,10 @@ class ConfigurableBlock(nn.Module):
         self.ffn = ffn_registry.get(config.ffn)(config)
         self.attn_norm = make_norm(config) if self.has_attention else nn.Identity()
         self.ffn_norm = make_norm(config) if self.has_ffn else nn.Identity()
+        self._placement = config.effective_norm_placement
+        if self._placement == "sandwich":
+            self.attn_out_norm = make_norm(config) if self.has_attention else nn.Identity()
+            self.ffn_out_norm = make_norm(config) if self.has_ffn else nn.Identity()
         self.resid_dropout = nn.Dropout(config.dropout)
         make_position = position_registry.get(config.position)
         self.position = (NoPosition if config.position in EMBEDDING_POSITIONS else make_position)(config)
@@ -61,13 +63,26 @@ class ConfigurableBlock(nn.Module):
             rope = self.position if isinstance(self.position, RoPE) else None
             if isinstance(self.position, ALiBi):
                 mask = self.position(mask, x.shape[1], 0 if cache is None else cache.offset)
-            normed = self.attn_norm(x) if self.config.pre_norm else x
-            out, new_cache = self.attention(normed, mask=mask, cache=cache, rope=rope)
-            x = self._join(x, out, self.attn_norm)
+            out, new_cache = self.attention(self._before("attn", x), mask=mask, cache=cache, rope=rope)
+            x = self._after("attn", x, out)
         if self.has_ffn:
-            x = self._join(x, self.ffn(self.ffn_norm(x) if self.config.pre_norm else x), self.ffn_norm)
+            x = self._after("ffn", x, self.ffn(self._before("ffn", x)))
         return x, new_cache
 
-    def _join(self, x: mx.array, out: mx.array, norm: Callable[[mx.array], mx.array]) -> mx.array:
+    def make_cache(self) -> KVCache | None:
+        """An empty cache of the kind that this layer's attention continues; None when it keeps nothing."""
+        return self.attention.make_cache()
+
+    def _before(self, branch: str, x: mx.array) -> mx.array:
+        """What the branch ("attn" or "ffn") reads."""
+        normed: mx.array = self[f"{branch}_norm"](x) if self._placement in ("pre", "sandwich") else x
+        return normed
+
+    def _after(self, branch: str, x: mx.array, out: mx.array) -> mx.array:
+        """The residual stream with the branch's output in it."""
+        if self._placement == "branch":
+            out = self[f"{branch}_norm"](out)
+        elif self._placement == "sandwich":
+            out = self[f"{branch}_out_norm"](out)
         x = x + self.resid_dropout(out)
-        return x if self.config.pre_norm else norm(x)
+        return self[f"{branch}_norm"](x) if self._placement == "post" else x

@@ -18,6 +18,7 @@ class Snapshot(NamedTuple):
     keys: mx.array | None
     values: mx.array | None
     offset: int
+    dropped: int = 0
 
 
 class KVCache:
@@ -66,7 +67,7 @@ class KVCache:
 
     def restore(self, state: Snapshot) -> None:
         """Goes back to a snapshot; it may be restored any number of times."""
-        self._keys, self._values, self.offset = state
+        self._keys, self._values, self.offset, _ = state
 
     def __iter__(self) -> Iterator[mx.array | None]:
         return iter((self.keys, self.values))
@@ -84,9 +85,62 @@ class KVCache:
         return None if buffer is None else buffer[:, :, : self.offset]
 
 
+class WindowCache(KVCache):
+    """Keys and values of the last tokens only: what layers that attend within `reach` tokens need.
+
+    `update_and_fetch` returns the `reach - 1` tokens before the new ones, and those. The buffer holds up to
+    256 tokens more, so that it is moved forward once in 256 steps of decoding, and the last 256 tokens can be trimmed.
+
+    >>> cache = WindowCache(reach=4)
+    >>> for _ in range(600):
+    ...     keys, values = cache.update_and_fetch(mx.zeros((1, 1, 1, 2)), mx.zeros((1, 1, 1, 2)))
+    >>> keys.shape[2], cache.offset, cache.trim(256)
+    (4, 600, 256)
+    """
+
+    def __init__(self, reach: int, keys: mx.array | None = None, values: mx.array | None = None):
+        super().__init__(keys, values)
+        self.reach = reach
+        self._dropped = 0  # tokens before the first one in the buffer
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Appends tokens (B, n_kv_heads, T, head_dim); returns them and up to reach - 1 tokens before them."""
+        new, held = keys.shape[2], self.offset - self._dropped
+        kept = self.reach - 1 + STEP_TOKENS
+        capacity = 0 if self._keys is None else self._keys.shape[2]
+        if held > kept and held + new > capacity:
+            self._keys, self._values = (_last(buffer, held, kept) for buffer in (self._keys, self._values))
+            self._dropped, held = self.offset - kept, kept
+        self._keys = _write(self._keys, keys, held)
+        self._values = _write(self._values, values, held)
+        self.offset += new
+        first, end = max(0, held - self.reach + 1), held + new
+        return self._keys[:, :, first:end], self._values[:, :, first:end]
+
+    def trim(self, n_tokens: int) -> int:
+        """Forgets the last `n_tokens` tokens, but none that the next one could not do without; returns how many."""
+        spare = self.offset - self._dropped - (min(self.offset, self.reach - 1) if self._dropped else 0)
+        return super().trim(min(n_tokens, spare))
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(self._keys, self._values, self.offset, self._dropped)
+
+    def restore(self, state: Snapshot) -> None:
+        self._keys, self._values, self.offset, self._dropped = state
+
+    def _seen(self, buffer: mx.array | None) -> mx.array | None:
+        return None if buffer is None else buffer[:, :, : self.offset - self._dropped]
+
+
 def as_cache(entry: "KVCache | tuple[mx.array, mx.array] | None") -> KVCache | None:
     """A cache object for what a caller gave: a plain `(keys, values)` tuple becomes a new KVCache."""
     return KVCache(*entry) if isinstance(entry, tuple) else entry
+
+
+def _last(buffer: mx.array | None, held: int, kept: int) -> mx.array:
+    """The last `kept` of the `held` tokens of a buffer."""
+    assert buffer is not None
+    return buffer[:, :, held - kept : held]
 
 
 def _write(buffer: mx.array | None, new: mx.array, start: int) -> mx.array:

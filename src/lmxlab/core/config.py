@@ -8,7 +8,9 @@ from typing import Any
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.errors import UnknownNameError, UserError
 
-ACTIVATIONS = ("gelu", "gelu_tanh")
+ACTIVATIONS = {"standard": ("gelu", "gelu_tanh"), "gated": ("silu", "gelu_tanh")}  # by FFN, the usual one first
+ROTATED = ("mha", "gqa", "sliding_window_gqa", "chunked_gqa")  # attention that a block's rope rotates
+NORM_PLACEMENTS = ("pre", "post", "branch", "sandwich")
 EMBEDDING_POSITIONS = ("sinusoidal", "learned")  # added once to the embeddings, by the model
 
 
@@ -46,10 +48,16 @@ class BlockConfig:
         head_dim: channels per head; d_model // n_heads when not given.
         bias: whether linear layers and LayerNorm carry a bias; `attention_bias` overrides it for q, k, v, o.
         dropout: of the embeddings and of each branch's output.
-        activation: of the "standard" FFN: "gelu" (by erf) or "gelu_tanh" (GPT-2's).
+        activation: of the "standard" FFN "gelu" (by erf) or "gelu_tanh" (GPT-2's), of the "gated" one "silu" or
+            "gelu_tanh"; None: the first.
         max_seq_len: context length in tokens: the size of a learned position table, and the trained length.
-        pre_norm: x + f(norm(x)); else norm(x + f(x)).
-        qk_norm: RMSNorm of each head's q and k before the rotation.
+        pre_norm: x + f(norm(x)); else norm(x + f(x)). `norm_placement` overrides it: "pre", "post", "branch"
+            for x + norm(f(x)) (OLMo 2), "sandwich" for x + norm(f(norm(x))) (Gemma 2).
+        norm_plus_one: RMSNorms scale by 1 + weight (Gemma), the weight starting at 0.
+        qk_norm: RMSNorm of each head's q and k before the rotation; with `qk_norm_joint` of all heads together.
+        output_bias: overrides `attention_bias` for o.
+        attention_scale: of the scores, instead of 1 / sqrt(head_dim).
+        attention_softcap: scores s become cap tanh(s / cap) (Gemma 2).
         mup: attention scores scaled by 1 / head_dim instead of 1 / sqrt(head_dim) (2203.03466).
 
     Raises:
@@ -109,7 +117,13 @@ class BlockConfig:
     sparse_select_k: int | None = None
     head_dim: int = field(default=None, kw_only=True)  # type: ignore[assignment]  # None asks for the derived one
     attention_bias: bool | None = field(default=None, kw_only=True)
-    activation: str = field(default="gelu", kw_only=True)
+    output_bias: bool | None = field(default=None, kw_only=True)
+    activation: str | None = field(default=None, kw_only=True)
+    norm_placement: str | None = field(default=None, kw_only=True)
+    norm_plus_one: bool = field(default=False, kw_only=True)
+    qk_norm_joint: bool = field(default=False, kw_only=True)
+    attention_scale: float | None = field(default=None, kw_only=True)
+    attention_softcap: float | None = field(default=None, kw_only=True)
     rope_scaling: RopeScaling | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -119,8 +133,11 @@ class BlockConfig:
         _check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
         _check(self.norm_eps > 0, "norm_eps", self.norm_eps, "above 0")
         _check(self.rope_theta > 0, "rope_theta", self.rope_theta, "above 0")
-        if self.activation not in ACTIVATIONS:
-            raise UnknownNameError("activation", self.activation, ACTIVATIONS)
+        if self.norm_placement not in (None, *NORM_PLACEMENTS):
+            raise UnknownNameError("norm_placement", str(self.norm_placement), NORM_PLACEMENTS)
+        for name in ("attention_scale", "attention_softcap"):
+            if getattr(self, name) is not None:
+                _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         if self.head_dim is None or isinstance(self.head_dim, Derived):
             if self.attention != "none" and self.d_model % self.n_heads:
                 raise UserError(
@@ -133,7 +150,7 @@ class BlockConfig:
         self._check_combinations()
 
     def _check_combinations(self) -> None:
-        if self.position == "rope" and self.attention in ("mha", "gqa") and self.head_dim % 2:
+        if self.position == "rope" and self.attention in ROTATED and self.head_dim % 2:
             raise UserError(f"head_dim is {self.head_dim}; rope rotates pairs of channels, so it must be even")
         if self.position == "rope" and self.rope_scaling and self.rope_scaling.kind == "dynamic" and self.head_dim < 4:
             raise UserError(f"head_dim is {self.head_dim}; dynamic rope scaling needs at least 4")
@@ -149,15 +166,28 @@ class BlockConfig:
                         f"{name} {getattr(self, name)!r} would be ignored: {slot} {component!r} does not read it; "
                         f"leave it out, or choose the {slot} that it belongs to"
                     )
-        if self.activation != "gelu" and self.ffn != "standard":
-            raise UserError(
-                f"activation {self.activation!r} would be ignored: ffn is {self.ffn!r}; only 'standard' reads it"
-            )
+        if self.activation is not None:
+            if self.ffn not in ACTIVATIONS:
+                raise UserError(
+                    f"activation {self.activation!r} would be ignored: ffn is {self.ffn!r}; "
+                    f"only {list(ACTIVATIONS)} read it"
+                )
+            if self.activation not in ACTIVATIONS[self.ffn]:
+                raise UnknownNameError(f"activation of the {self.ffn!r} FFN", self.activation, ACTIVATIONS[self.ffn])
+        if self.qk_norm_joint and not self.qk_norm:
+            raise UserError("qk_norm_joint would be ignored: set qk_norm, too")
+        if self.norm_plus_one and self.norm != "rms_norm":
+            raise UserError(f"norm_plus_one would be ignored: norm is {self.norm!r}; only 'rms_norm' reads it")
 
     @property
     def effective_n_kv_heads(self) -> int:
         """Key/value heads: n_kv_heads, or n_heads when unset."""
         return self.n_kv_heads or self.n_heads
+
+    @property
+    def effective_norm_placement(self) -> str:
+        """`norm_placement`, or what `pre_norm` says when it is unset."""
+        return self.norm_placement or ("pre" if self.pre_norm else "post")
 
 
 @dataclass(frozen=True)
@@ -170,6 +200,7 @@ class ModelConfig:
         mup_base_width: the d_model that muP's learning rates were tuned at (2203.03466); None: no muP.
         mtp_n_predict, mtp_lambda: extra prediction heads that training adds, and the weight of their loss.
         embed_scale: embeddings are multiplied by it on the way in (sqrt(d_model) in Vaswani et al. 2017).
+        logit_softcap: logits z become cap tanh(z / cap) (Gemma 2).
 
     >>> config = ModelConfig(BlockConfig(d_model=64, n_heads=4), n_layers=2)
     >>> config.get_block_config(1) is config.block, ModelConfig.from_dict(config.to_dict()) == config
@@ -185,6 +216,7 @@ class ModelConfig:
     mtp_n_predict: int = 0
     mtp_lambda: float = 0.1
     embed_scale: float = field(default=1.0, kw_only=True)
+    logit_softcap: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -192,6 +224,8 @@ class ModelConfig:
             _check_positive(self, name)
         _check(self.mtp_n_predict >= 0, "mtp_n_predict", self.mtp_n_predict, "0 or more")
         _check(self.embed_scale > 0, "embed_scale", self.embed_scale, "above 0")
+        if self.logit_softcap is not None:
+            _check(self.logit_softcap > 0, "logit_softcap", self.logit_softcap, "above 0")
         if self.block_configs is None:
             return
         object.__setattr__(self, "block_configs", tuple(self.block_configs))

@@ -69,9 +69,11 @@ class ReluSquaredFFN(_UpDownFFN):
 
 
 class GatedFFN(_GatedUpDownFFN):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (2002.05202)."""
+    """down(silu(gate(x)) * up(x)), SwiGLU, or GeGLU with `activation="gelu_tanh"` in its place (2002.05202)."""
 
     def activate(self, gate: mx.array, up: mx.array) -> mx.array:
+        if self.config.activation == "gelu_tanh":
+            return kernels.gelu_tanh(gate) * up
         return kernels.swiglu(gate, up)
 
 

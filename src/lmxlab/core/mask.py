@@ -23,3 +23,8 @@ def additive(mask: Mask, queries: int, keys: int, dtype: mx.Dtype) -> mx.array:
     if mask.dtype == mx.bool_:
         return mx.where(mask, 0.0, lowest).astype(dtype)
     return mx.maximum(mask.astype(mx.float32), lowest).astype(dtype)
+
+
+def restrict(mask: mx.array, allowed: mx.array) -> mx.array:
+    """A boolean or additive mask, with what is not `allowed` (boolean) masked, too."""
+    return mask & allowed if mask.dtype == mx.bool_ else mx.where(allowed, mask, mx.finfo(mask.dtype).min)

@@ -9,13 +9,19 @@ from lmxlab.core.registry import Registry
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis of (..., d_model) (1910.07467)."""
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis of (..., d_model) (1910.07467).
 
-    def __init__(self, config: BlockConfig):
-        super().__init__(config.d_model, config.norm_eps)
+    With `config.norm_plus_one` it is * (1 + weight), the weight starting at 0 (Gemma, 2403.08295).
+    """
+
+    def __init__(self, config: BlockConfig, width: int | None = None):
+        super().__init__(width or config.d_model, config.norm_eps)
+        self._plus_one = config.norm_plus_one
+        if self._plus_one:
+            self.weight = mx.zeros_like(self.weight)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return kernels.rms_norm(x, self.weight, self.eps)
+        return kernels.rms_norm(x, 1 + self.weight if self._plus_one else self.weight, self.eps)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -29,16 +35,6 @@ class LayerNorm(nn.LayerNorm):
 
     def __call__(self, x: mx.array) -> mx.array:
         return kernels.layer_norm(x, self.weight, self.bias if "bias" in self else None, self.eps)
-
-
-class HeadNorm(nn.RMSNorm):
-    """RMSNorm over the channels of each head of (B, T, H, head_dim): qk_norm (2302.05442, section 2)."""
-
-    def __init__(self, config: BlockConfig):
-        super().__init__(int(config.head_dim), config.norm_eps)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return kernels.rms_norm(x, self.weight, self.eps)
 
 
 def rms_norm(config: BlockConfig) -> RMSNorm:

@@ -119,6 +119,7 @@ def _lab_size(family: Family, vocab_size: int, seq_len: int) -> ModelConfig:
         "vocab_size": vocab_size,
         "d_model": LAB_WIDTH,
         "n_heads": n_heads,
+        "head_dim": LAB_HEAD_DIM,
         "n_kv_heads": n_heads // 2,
         "n_layers": LAB_LAYERS,
         "d_ff": 8 * round(LAB_WIDTH / 3) if gated else 4 * LAB_WIDTH,

@@ -76,6 +76,9 @@ def _ffn(matrices: int) -> Callable[["BlockConfig"], int]:
 ATTENTION_FLOPS: dict[str, Callable[["BlockConfig", int], int]] = {
     "mha": _mha,
     "gqa": _gqa,
+    # In training every score is computed and then masked: what is run is what is counted.
+    "sliding_window_gqa": _gqa,
+    "chunked_gqa": _gqa,
     "none": lambda block, seq_len: 0,
 }
 

@@ -2,14 +2,26 @@
 
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.convert import config_from_hf, convert_weights, load_from_hf
+from lmxlab.models.gemma import gemma2_config, gemma2_tiny, gemma_config, gemma_tiny
+from lmxlab.models.gemma3 import gemma3_config, gemma3_tiny
 from lmxlab.models.generate import generate, stream_generate
 from lmxlab.models.gpt import gpt_config, gpt_medium, gpt_small, gpt_tiny
 from lmxlab.models.llama import llama_7b, llama_13b, llama_config, llama_tiny
+from lmxlab.models.mistral import mistral_config, mistral_tiny
+from lmxlab.models.olmo2 import olmo2_config, olmo2_tiny
+from lmxlab.models.qwen import qwen2_config, qwen2_tiny, qwen3_config, qwen3_tiny
+from lmxlab.models.smollm3 import smollm3_config, smollm3_tiny
 
 __all__ = [
     "LanguageModel",
     "config_from_hf",
     "convert_weights",
+    "gemma2_config",
+    "gemma2_tiny",
+    "gemma3_config",
+    "gemma3_tiny",
+    "gemma_config",
+    "gemma_tiny",
     "generate",
     "gpt_config",
     "gpt_medium",
@@ -20,5 +32,15 @@ __all__ = [
     "llama_config",
     "llama_tiny",
     "load_from_hf",
+    "mistral_config",
+    "mistral_tiny",
+    "olmo2_config",
+    "olmo2_tiny",
+    "qwen2_config",
+    "qwen2_tiny",
+    "qwen3_config",
+    "qwen3_tiny",
+    "smollm3_config",
+    "smollm3_tiny",
     "stream_generate",
 ]

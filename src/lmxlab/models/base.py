@@ -81,13 +81,16 @@ class LanguageModel(nn.Module):
         Where the output projection is a plain matrix, never more than a chunk of the logits is held.
         """
         hidden, _ = self.hidden_states(x)
-        if isinstance(self.embed if self.config.tie_embeddings else self.head, nn.Embedding | nn.Linear):
+        projection = self.embed if self.config.tie_embeddings else self.head
+        if isinstance(projection, nn.Embedding | nn.Linear) and self.config.logit_softcap is None:
             return kernels.linear_cross_entropy(hidden, self.output_weight, y)
         return kernels.cross_entropy(self.logits(hidden), y)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """The output projection: `hidden_states` (..., d_model) -> (..., vocab_size)."""
-        return self.embed.as_linear(hidden) if self.config.tie_embeddings else self.head(hidden)
+        logits: mx.array = self.embed.as_linear(hidden) if self.config.tie_embeddings else self.head(hidden)
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * mx.tanh(logits / cap)
 
     @property
     def output_weight(self) -> mx.array:
@@ -96,7 +99,7 @@ class LanguageModel(nn.Module):
 
     def make_cache(self) -> list[KVCache | None]:
         """Empty caches, one per layer, for decoding from the first token on."""
-        return [KVCache() if block.has_attention else None for block in self.blocks]
+        return [block.make_cache() for block in self.blocks]
 
     def count_parameters(self) -> int:
         """Number of parameters, a tied matrix once."""

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +11,40 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from lmxlab.core.config import ModelConfig
 from lmxlab.errors import MissingExtraError, UserError
-from lmxlab.models import gpt, llama
+from lmxlab.models import gemma, gemma3, gpt, llama, mistral, olmo2, qwen, smollm3
 from lmxlab.models.base import LanguageModel
-from lmxlab.models.hf_config import HFConfig
+from lmxlab.models.hf_config import Converter, HFConfig
 
 WeightMapFn = Callable[[str], str | None]
 """A Hugging Face weight name -> ours, or None to skip it."""
 
-WEIGHT_MAPS: dict[str, WeightMapFn] = {"llama": llama.llama_weight_name}
+WEIGHT_MAPS: dict[str, WeightMapFn] = {
+    "gemma": llama.llama_weight_name,
+    "gemma2": gemma.gemma2_weight_name,
+    "gemma3_text": gemma3.gemma3_weight_name,
+    "llama": llama.llama_weight_name,
+    "mistral": llama.llama_weight_name,
+    "olmo2": olmo2.olmo2_weight_name,
+    "qwen2": llama.llama_weight_name,
+    "qwen3": qwen.qwen3_weight_name,
+    "smollm3": llama.llama_weight_name,
+}
 
 # Buffers that old checkpoints carry and that follow from the config.
 BUFFERS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
 
 
-@dataclass(frozen=True)
-class Converter:
-    """How one `model_type` becomes ours: its config, and each of its weights (one name may become several)."""
-
-    config: Callable[[HFConfig], ModelConfig]
-    weights: Callable[[str, mx.array], dict[str, mx.array]]
-
-
 CONVERTERS = {
     "gpt2": Converter(gpt.config_from_gpt2, gpt.weights_from_gpt2),
     "llama": Converter(llama.config_from_llama, llama.weights_from_llama),
+    "mistral": Converter(mistral.config_from_mistral, llama.weights_from_llama),
+    "qwen2": Converter(qwen.config_from_qwen2, llama.weights_from_llama),
+    "qwen3": Converter(qwen.config_from_qwen3, qwen.weights_from_qwen3),
+    "olmo2": Converter(olmo2.config_from_olmo2, olmo2.weights_from_olmo2),
+    "smollm3": Converter(smollm3.config_from_smollm3, llama.weights_from_llama),
+    "gemma": Converter(gemma.config_from_gemma, llama.weights_from_llama),
+    "gemma2": Converter(gemma.config_from_gemma2, gemma.weights_from_gemma2),
+    "gemma3_text": Converter(gemma3.config_from_gemma3, gemma3.weights_from_gemma3),
 }
 
 

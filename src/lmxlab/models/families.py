@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from lmxlab.core.config import ModelConfig
 from lmxlab.errors import UnknownNameError
-from lmxlab.models import gpt, llama
+from lmxlab.models import gemma, gemma3, gpt, llama, mistral, olmo2, qwen, smollm3
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,62 @@ FAMILIES: dict[str, Family] = {
                 llama.llama3_8b, llama.llama31_8b, llama.llama32_1b,
             ),
             "RMSNorm, grouped-query attention, SwiGLU, rotary positions",
+        ),
+        Family(
+            "mistral",
+            mistral.mistral_config,
+            mistral.mistral_tiny,
+            _presets(mistral.mistral_tiny, mistral.mistral_7b),
+            "LLaMA with a sliding window",
+        ),
+        Family(
+            "qwen2",
+            qwen.qwen2_config,
+            qwen.qwen2_tiny,
+            _presets(qwen.qwen2_tiny, qwen.qwen2_0_5b, qwen.qwen2_7b),
+            "LLaMA with biases on q, k and v",
+        ),
+        Family(
+            "qwen3",
+            qwen.qwen3_config,
+            qwen.qwen3_tiny,
+            _presets(qwen.qwen3_tiny, qwen.qwen3_0_6b, qwen.qwen3_8b),
+            "LLaMA with RMSNorm on the heads of q and k",
+        ),
+        Family(
+            "olmo2",
+            olmo2.olmo2_config,
+            olmo2.olmo2_tiny,
+            _presets(olmo2.olmo2_tiny, olmo2.olmo2_7b),
+            "LLaMA with norms on the branches' outputs and on q and k",
+        ),
+        Family(
+            "smollm3",
+            smollm3.smollm3_config,
+            smollm3.smollm3_tiny,
+            _presets(smollm3.smollm3_tiny, smollm3.smollm3_3b),
+            "LLaMA without rotation in every fourth layer",
+        ),
+        Family(
+            "gemma",
+            gemma.gemma_config,
+            gemma.gemma_tiny,
+            _presets(gemma.gemma_tiny, gemma.gemma_2b, gemma.gemma_7b),
+            "RMSNorm by 1 + weight, GeGLU, scaled embeddings",
+        ),
+        Family(
+            "gemma2",
+            gemma.gemma2_config,
+            gemma.gemma2_tiny,
+            _presets(gemma.gemma2_tiny, gemma.gemma2_2b, gemma.gemma2_9b),
+            "Gemma with four norms, soft caps, windows in every other layer",
+        ),
+        Family(
+            "gemma3",
+            gemma3.gemma3_config,
+            gemma3.gemma3_tiny,
+            _presets(gemma3.gemma3_tiny, gemma3.gemma3_1b),
+            "Gemma with QK-norm, windows, every sixth layer global with a longer rotary base",
         ),
     )
 }  # fmt: skip

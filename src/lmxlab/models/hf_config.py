@@ -1,8 +1,14 @@
 """Reading a Hugging Face config.json: every field that may change the computation is read, or refused by name."""
 
+import dataclasses
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
+
+from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.errors import UserError
 
@@ -28,6 +34,7 @@ class HFConfig:
         self._read: set[str] = set()
 
     def __getitem__(self, name: str) -> Any:
+        self.require(name)
         self._read.add(name)
         return self.fields[name]
 
@@ -66,14 +73,93 @@ class HFConfig:
         return table[value]
 
 
-def rope_from_hf(hf: HFConfig, max_seq_len: int) -> tuple[float, RopeScaling | None]:
-    """(rope_theta, scaling) from either layout: `rope_parameters`, or `rope_theta` beside `rope_scaling`."""
+Rename = Callable[[str], str | None]
+
+
+@dataclass(frozen=True)
+class Converter:
+    """How one `model_type` becomes ours: its config, and each of its weights (one name may become several)."""
+
+    config: Callable[[HFConfig], ModelConfig]
+    weights: Callable[[str, mx.array], dict[str, mx.array]]
+
+
+def renamed(names: dict[str, str]) -> tuple[Rename, Callable[[str, mx.array], dict[str, mx.array]]]:
+    """From a table of module names without their layer ("self_attn.q_proj": "attention.q_proj"): a function from a
+    weight's name to ours (None for one that the table does not have), and the same for a name with its array."""
+
+    def rename(name: str) -> str | None:
+        path, _, kind = name.rpartition(".")
+        prefix = ""
+        if path.startswith("model.layers."):
+            _, _, layer, path = path.split(".", 3)
+            prefix = f"blocks.{layer}."
+        return f"{prefix}{names[path]}.{kind}" if path in names else None
+
+    def weights(name: str, array: mx.array) -> dict[str, mx.array]:
+        ours = rename(name)
+        return {} if ours is None else {ours: array}
+
+    return rename, weights
+
+
+def decoder_block(hf: HFConfig, **own: Any) -> BlockConfig:
+    """The block of a decoder with grouped-query attention, RoPE, RMSNorm and SwiGLU; `own` replaces what differs."""
+    hf.require("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    max_seq_len = hf.get("max_position_embeddings", 4096)
+    if "rope_theta" not in own:
+        own["rope_theta"], own["rope_scaling"] = rope_from_hf(hf, max_seq_len)
+    fields = {
+        "attention": "gqa",
+        "ffn": "gated",
+        "norm": "rms_norm",
+        "position": "rope",
+        "d_model": hf["hidden_size"],
+        "n_heads": hf["num_attention_heads"],
+        "n_kv_heads": hf.get("num_key_value_heads", hf["num_attention_heads"]),
+        "d_ff": hf["intermediate_size"],
+        "bias": False,
+        "norm_eps": hf.get("rms_norm_eps", 1e-6),
+        "max_seq_len": max_seq_len,
+        "head_dim": hf.get("head_dim", None),
+    }
+    return BlockConfig(**{**fields, **own})
+
+
+def decoder(hf: HFConfig, blocks: Sequence[BlockConfig], tied: bool = False, **own: Any) -> ModelConfig:
+    """A model of these blocks, one per layer; all equal ones become the template alone."""
+    alike = all(block == blocks[0] for block in blocks)
+    tied = hf.get("tie_word_embeddings", tied)
+    per_layer = None if alike else tuple(blocks)
+    return ModelConfig(blocks[0], hf["vocab_size"], len(blocks), tie_embeddings=tied, block_configs=per_layer, **own)
+
+
+def windowed(hf: HFConfig, block: BlockConfig, kinds: Sequence[str]) -> list[BlockConfig]:
+    """A block per layer from `layer_types`: "full_attention", or "sliding_attention" within `sliding_window`."""
+    kinds = hf.get("layer_types", list(kinds))
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown or len(kinds) != hf["num_hidden_layers"]:
+        raise UserError(f"Unsupported layer_types in a {hf.model_type} config: {unknown or f'{len(kinds)} of them'}")
+    window = hf.get("sliding_window", None)
+    sliding = dataclasses.replace(block, attention="sliding_window_gqa", window_size=window) if window else block
+    return [sliding if kind == "sliding_attention" else block for kind in kinds]
+
+
+def rope_from_hf(
+    hf: HFConfig, max_seq_len: int, layer_type: str | None = None, default_theta: float = 10000.0
+) -> tuple[float, RopeScaling | None]:
+    """(rope_theta, scaling) from either layout: `rope_parameters`, or `rope_theta` beside `rope_scaling`.
+
+    `layer_type` names the entry of `rope_parameters` where those are given per kind of layer.
+    """
     newer, older = hf.get("rope_parameters", None), hf.get("rope_scaling", {})
+    if newer is not None and layer_type is not None:
+        newer = newer[layer_type]
     trained_length = hf.get("original_max_position_embeddings", None)
     rope = dict(newer or older)
     kind = rope.pop("rope_type", rope.pop("type", "default"))
     rope.pop("type", None)
-    theta = float(rope.pop("rope_theta", hf.get("rope_theta", 10000.0)))
+    theta = float(rope.pop("rope_theta", hf.get("rope_theta", default_theta)))
     if rope.pop("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)) != 1.0:
         raise UserError(f"Unsupported field in a {hf.model_type} config: partial_rotary_factor")
     original = rope.pop("original_max_position_embeddings", None)

@@ -1,10 +1,8 @@
 """LLaMA: RMSNorm, grouped-query attention, SwiGLU, RoPE, no biases."""
 
-import mlx.core as mx
-
 from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.core.rope_scaling import RopeScaling
-from lmxlab.models.hf_config import HFConfig, rope_from_hf
+from lmxlab.models.hf_config import HFConfig, decoder, decoder_block, renamed
 
 
 def llama_config(
@@ -104,32 +102,12 @@ def llama32_1b() -> ModelConfig:
 
 def config_from_llama(hf: HFConfig) -> ModelConfig:
     """The config of a LlamaForCausalLM."""
-    hf.require("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     hf.refuse_unless(hidden_act="silu")
-    max_seq_len = hf.get("max_position_embeddings", 4096)
-    theta, scaling = rope_from_hf(hf, max_seq_len)
-    block = BlockConfig(
-        attention="gqa",
-        ffn="gated",
-        norm="rms_norm",
-        position="rope",
-        d_model=hf["hidden_size"],
-        n_heads=hf["num_attention_heads"],
-        n_kv_heads=hf.get("num_key_value_heads", hf["num_attention_heads"]),
-        d_ff=hf["intermediate_size"],
-        bias=hf.get("mlp_bias", False),
-        attention_bias=hf.get("attention_bias", False),
-        norm_eps=hf.get("rms_norm_eps", 1e-6),
-        max_seq_len=max_seq_len,
-        rope_theta=theta,
-        rope_scaling=scaling,
-        head_dim=hf.get("head_dim", None),
-    )
-    return ModelConfig(
-        block, hf["vocab_size"], hf["num_hidden_layers"], tie_embeddings=hf.get("tie_word_embeddings", False)
-    )
+    block = decoder_block(hf, bias=hf.get("mlp_bias", False), attention_bias=hf.get("attention_bias", False))
+    return decoder(hf, [block] * hf["num_hidden_layers"])
 
 
+# Module names of LlamaForCausalLM, which most later families keep.
 LLAMA_NAMES = {
     "model.embed_tokens": "embed",
     "model.norm": "final_norm",
@@ -144,19 +122,6 @@ LLAMA_NAMES = {
     "mlp.up_proj": "ffn.up",
     "mlp.down_proj": "ffn.down",
 }
+QK_NORM_NAMES = {"self_attn.q_norm": "attention.q_norm", "self_attn.k_norm": "attention.k_norm"}
 
-
-def llama_weight_name(name: str) -> str | None:
-    """Our name of a LlamaForCausalLM weight; None for a name that it does not have."""
-    path, _, kind = name.rpartition(".")
-    prefix = ""
-    if path.startswith("model.layers."):
-        _, _, layer, path = path.split(".", 3)
-        prefix = f"blocks.{layer}."
-    return f"{prefix}{LLAMA_NAMES[path]}.{kind}" if path in LLAMA_NAMES else None
-
-
-def weights_from_llama(name: str, array: mx.array) -> dict[str, mx.array]:
-    """Our name and array for one of a LlamaForCausalLM; {} for a name that it does not have."""
-    ours = llama_weight_name(name)
-    return {} if ours is None else {ours: array}
+llama_weight_name, weights_from_llama = renamed(LLAMA_NAMES)

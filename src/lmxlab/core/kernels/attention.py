@@ -17,7 +17,9 @@ def softmax(x: mx.array) -> mx.array:
     return _softmax(x) if is_fast(x) else mx.softmax(x, axis=-1, precise=True)
 
 
-def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = None) -> mx.array:
+def attention(
+    q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = None, softcap: float | None = None
+) -> mx.array:
     """softmax(scale q k^T + mask) v.
 
     Args:
@@ -26,11 +28,14 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = 
         v: (B, Hkv, Tk, Dv).
         mask: None, "causal" (query i sees the keys up to Tk - Tq + i), boolean (True: may attend) or additive,
             broadcastable to (B, H, Tq, Tk).
+        softcap: scores s become cap tanh(s / cap) before the mask (2408.00118, section 2).
 
     Returns:
         (B, H, Tq, Dv).
     """
     (batch, heads, queries, _), (_, groups, keys, _) = q.shape, k.shape
+    if softcap is not None:
+        return _capped_attention(q, k, v, scale, mask, softcap)
     if not is_fast(q, k, v, elements=batch * heads * queries * keys):
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     share = heads // groups
@@ -43,6 +48,15 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = 
     k, v = (a.reshape(batch * groups, keys, -1) for a in (k, v))
     out = _attend((batch, groups, share, queries, keys))(grouped, k, v, bias)[0]
     return out.reshape(batch, heads, queries, -1)
+
+
+def _capped_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask, cap: float) -> mx.array:
+    (batch, heads, queries, _), (_, groups, keys, _) = q.shape, k.shape
+    grouped = (q * scale).reshape(batch, groups, heads // groups, queries, -1)
+    scores = (grouped @ k[:, :, None].swapaxes(-1, -2)).reshape(batch, heads, queries, keys)
+    scores = cap * mx.tanh(scores / cap) + additive(mask, queries, keys, scores.dtype)
+    weights = softmax(scores).astype(v.dtype).reshape(batch, groups, heads // groups, queries, keys)
+    return (weights @ v[:, :, None]).reshape(batch, heads, queries, -1)
 
 
 def exponentials(scores: mx.array) -> tuple[mx.array, mx.array, mx.array]:
