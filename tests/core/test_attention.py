@@ -6,7 +6,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from lmxlab.core.attention import GQA, MHA, AttentionBase, NoneAttention
+from lmxlab.core.attention import GQA, MHA, AttentionBase, NoneAttention, attention_registry
 from lmxlab.core.config import BlockConfig
 from lmxlab.core.position import RoPE
 
@@ -116,3 +116,38 @@ def test_none_attention_and_the_base() -> None:
     assert out is x and cache is None
     with pytest.raises(NotImplementedError):
         AttentionBase(CONFIG)(x)
+
+
+@pytest.mark.parametrize(
+    ("attention", "missing"), [("sliding_window_gqa", "window_size"), ("chunked_gqa", "attention_chunk_size")]
+)
+def test_local_attention_names_the_field_that_it_needs(attention: str, missing: str) -> None:
+    with pytest.raises(ValueError, match=missing):
+        attention_registry.get(attention)(BlockConfig(attention=attention, d_model=16, n_heads=2))
+
+
+@pytest.mark.parametrize("mask", [None, "causal", "boolean", "additive"])
+@pytest.mark.parametrize("attention", ["sliding_window_gqa", "chunked_gqa"])
+def test_local_attention_is_full_attention_with_a_narrower_mask(attention: str, mask: str | None) -> None:
+    config = BlockConfig(attention="gqa", d_model=16, n_heads=4, n_kv_heads=2)
+    local = dataclasses.replace(config, attention=attention, window_size=3 if "sliding" in attention else None)
+    if attention == "chunked_gqa":
+        local = dataclasses.replace(local, attention_chunk_size=3)
+    full, narrow = GQA(config), attention_registry.get(attention)(local)
+    narrow.update(full.parameters())
+    positions = mx.arange(10)
+    near = positions[:, None] - positions < 3 if "sliding" in attention else positions[:, None] // 3 == positions // 3
+    allowed = positions[:, None] >= positions if mask == "causal" else mx.random.uniform(shape=(10, 10)) < 0.7
+    allowed = mx.ones((10, 10), dtype=mx.bool_) if mask is None else allowed | mx.eye(10).astype(mx.bool_)
+    given = {"boolean": allowed, "additive": mx.where(allowed, 0.0, -1e9)}.get(mask or "", mask)
+    x = mx.random.normal((2, 10, 16))
+    assert mx.allclose(narrow(x, given)[0], full(x, allowed & near)[0], atol=1e-5)
+
+
+def test_soft_capped_scores_never_pass_the_cap() -> None:
+    config = BlockConfig(attention="gqa", d_model=16, n_heads=4, n_kv_heads=2, attention_softcap=0.01)
+    capped, x = GQA(config), mx.random.normal((1, 6, 16)) * 100
+    even = mx.softmax(mx.zeros((6, 6)), axis=-1)  # scores of at most 0.01 are nearly equal
+    values = capped.v_proj(x).reshape(1, 6, 2, 4).transpose(0, 2, 1, 3)
+    expected = capped.o_proj(mx.repeat(even @ values, 2, axis=1).transpose(0, 2, 1, 3).reshape(1, 6, 16))
+    assert mx.abs(capped(x)[0] - expected).max() < 0.02 * mx.abs(values).max()
