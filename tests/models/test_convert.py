@@ -7,8 +7,12 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 
+from lmxlab.errors import UserError
+from lmxlab.models.base import LanguageModel
 from lmxlab.models.convert import config_from_hf, convert_weights, load_from_hf
+from lmxlab.models.llama import LLAMA_NAMES, llama_config, llama_weight_name
 
 GPT2: dict[str, Any] = {"model_type": "gpt2", "vocab_size": 8, "n_embd": 4, "n_layer": 1, "n_head": 2, "n_positions": 6}
 LLAMA: dict[str, Any] = {
@@ -53,6 +57,49 @@ def test_a_folder_loads_in_the_dtype_asked(tmp_path: Path) -> None:
     model, _ = load_from_hf(folder, dtype=mx.float32)
     assert mx.array_equal(model.head.weight, weights["lm_head.weight"])
     assert mx.array_equal(model.blocks[0].ffn.gate.weight, weights["model.layers.0.mlp.gate_proj.weight"])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_can_be_quantised_on_the_way_in(bits: int, tied: bool, tmp_path: Path) -> None:
+    config = llama_config(96, 64, 4, 2, 2, 128, 16, tie_embeddings=tied)
+    model, x = LanguageModel(config), mx.array([[1, 2, 3, 90]])
+    theirs = {ours: name for name in names_of_llama(2) if (ours := llama_weight_name(name))}
+    weights = {theirs[name]: array for name, array in tree_flatten(model.parameters())}
+    fields = {
+        **LLAMA,
+        **{"vocab_size": 96, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2},
+        **{"intermediate_size": 128, "num_hidden_layers": 2, "tie_word_embeddings": tied, "rms_norm_eps": 1e-5},
+    }
+    folder = save(tmp_path, fields, weights)
+    quantised, _ = load_from_hf(folder, dtype=mx.float32, quantize=bits)
+    assert quantised.blocks[0].ffn.up.bits == bits and "scales" in quantised.embed
+    gap = mx.abs(quantised(x)[0] - model(x)[0]).max() / mx.abs(model(x)[0]).max()
+    assert 0 < gap < (0.02 if bits == 8 else 0.5)
+    assert mx.isfinite(quantised.nats(x, x)).all()
+
+
+def names_of_llama(n_layers: int) -> list[str]:
+    inner = [name for name in LLAMA_NAMES if not name.startswith(("model.", "lm_head"))]
+    outer = [name for name in LLAMA_NAMES if name not in inner]
+    return [f"{name}.weight" for name in outer] + [
+        f"model.layers.{i}.{name}.weight" for i in range(n_layers) for name in inner
+    ]
+
+
+def test_what_cannot_be_quantised_is_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path, LLAMA, llama_weights())
+    with pytest.raises(UserError, match="quantize is 7; it must be one of"):
+        load_from_hf(folder, quantize=7)
+    with pytest.raises(UserError, match="no multiple of 64"):
+        load_from_hf(folder, quantize=4)
+
+
+def test_pickles_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="pytorch_model.bin, which are pickles"):
+        load_from_hf(str(tmp_path))
 
 
 def test_a_tied_matrix_that_is_stored_twice_is_read_once(tmp_path: Path) -> None:

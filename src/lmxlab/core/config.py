@@ -1,10 +1,9 @@
 """Configs of a block and of a model: frozen, checked at construction, and round-tripping through plain types."""
 
-import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmxlab.core.fields import Derived, check, check_positive, check_types, known, plain
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.errors import UnknownNameError, UserError
 
@@ -32,10 +31,6 @@ OF_SOME = {
     ),
     "ffn": ("n_experts", "n_shared_experts", "moe_latent_size", "moe_d_ff", "shared_expert_d_ff"),
 }
-
-
-class Derived(int):
-    """A head_dim that was computed, not given: `dataclasses.replace(config, d_model=...)` computes it anew."""
 
 
 @dataclass(frozen=True)
@@ -127,17 +122,17 @@ class BlockConfig:
     rope_scaling: RopeScaling | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         for name in ("moe_n_groups", "moe_topk_groups", "d_model", "n_heads", "d_ff", "max_seq_len"):
-            _check_positive(self, name)
-        _check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
-        _check(self.norm_eps > 0, "norm_eps", self.norm_eps, "above 0")
-        _check(self.rope_theta > 0, "rope_theta", self.rope_theta, "above 0")
+            check_positive(self, name)
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        check(self.norm_eps > 0, "norm_eps", self.norm_eps, "above 0")
+        check(self.rope_theta > 0, "rope_theta", self.rope_theta, "above 0")
         if self.norm_placement not in (None, *NORM_PLACEMENTS):
             raise UnknownNameError("norm_placement", str(self.norm_placement), NORM_PLACEMENTS)
         for name in ("attention_scale", "attention_softcap"):
             if getattr(self, name) is not None:
-                _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+                check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         if self.head_dim is None or isinstance(self.head_dim, Derived):
             if self.attention != "none" and self.d_model % self.n_heads:
                 raise UserError(
@@ -219,13 +214,13 @@ class ModelConfig:
     logit_softcap: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         for name in ("vocab_size", "n_layers"):
-            _check_positive(self, name)
-        _check(self.mtp_n_predict >= 0, "mtp_n_predict", self.mtp_n_predict, "0 or more")
-        _check(self.embed_scale > 0, "embed_scale", self.embed_scale, "above 0")
+            check_positive(self, name)
+        check(self.mtp_n_predict >= 0, "mtp_n_predict", self.mtp_n_predict, "0 or more")
+        check(self.embed_scale > 0, "embed_scale", self.embed_scale, "above 0")
         if self.logit_softcap is not None:
-            _check(self.logit_softcap > 0, "logit_softcap", self.logit_softcap, "above 0")
+            check(self.logit_softcap > 0, "logit_softcap", self.logit_softcap, "above 0")
         if self.block_configs is None:
             return
         object.__setattr__(self, "block_configs", tuple(self.block_configs))
@@ -250,7 +245,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types that JSON and TOML can hold; what is None or derived is left out."""
-        return _plain(self)
+        return plain(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "ModelConfig":
@@ -259,7 +254,7 @@ class ModelConfig:
         Raises:
             UnknownNameError: a key that no field has.
         """
-        given = dict(_known(cls, data))
+        given = dict(known(cls, data))
         if "block" in given:
             given["block"] = _block_from_dict(given["block"])
         if given.get("block_configs") is not None:
@@ -277,53 +272,7 @@ def check_grouping(config: BlockConfig) -> None:
 
 
 def _block_from_dict(data: dict[str, Any]) -> BlockConfig:
-    given = dict(_known(BlockConfig, data))
+    given = dict(known(BlockConfig, data))
     if given.get("rope_scaling") is not None:
-        given["rope_scaling"] = RopeScaling(**_known(RopeScaling, given["rope_scaling"]))
+        given["rope_scaling"] = RopeScaling(**known(RopeScaling, given["rope_scaling"]))
     return BlockConfig(**given)
-
-
-def _known(cls: type, data: dict[str, Any]) -> dict[str, Any]:
-    names = [f.name for f in dataclasses.fields(cls)]
-    for key in data:
-        if key not in names:
-            raise UnknownNameError("config key", key, names)
-    return data
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if not dataclasses.is_dataclass(value):
-        return value
-    items = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-    return {name: _plain(item) for name, item in items if item is not None and not isinstance(item, Derived)}
-
-
-def _check_types(config: BlockConfig | ModelConfig) -> None:
-    """Numbers from a config file may be of the wrong type: caught here, not in the middle of a forward pass."""
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        optional = "None" in str(f.type) or f.name == "head_dim"
-        if value is None and optional:
-            continue
-        if "int" in str(f.type):
-            _check(isinstance(value, int) and not isinstance(value, bool), f.name, value, "an integer")
-            if optional:
-                _check_positive(config, f.name)
-        elif "float" in str(f.type):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            _check(number and math.isfinite(value), f.name, value, "a finite number")
-        elif "bool" in str(f.type):
-            _check(isinstance(value, bool), f.name, value, "true or false")
-        elif f.type is str:
-            _check(isinstance(value, str), f.name, value, "a name")
-
-
-def _check_positive(config: BlockConfig | ModelConfig, name: str) -> None:
-    _check(getattr(config, name) > 0, name, getattr(config, name), "at least 1")
-
-
-def _check(ok: bool, name: str, value: object, allowed: str) -> None:
-    if not ok:
-        raise UserError(f"{name} is {value!r}; it must be {allowed}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from lmxlab.core.config import ModelConfig
@@ -29,6 +30,8 @@ WEIGHT_MAPS: dict[str, WeightMapFn] = {
     "qwen3": qwen.qwen3_weight_name,
     "smollm3": llama.llama_weight_name,
 }
+
+QUANTIZED_BITS, GROUP_SIZE = (2, 3, 4, 5, 6, 8), 64  # what MLX's affine mode takes
 
 # Buffers that old checkpoints carry and that follow from the config.
 BUFFERS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
@@ -74,7 +77,7 @@ def config_from_hf(hf_config: dict[str, Any]) -> ModelConfig:
 
 
 def load_from_hf(
-    repo_id: str, revision: str | None = None, dtype: mx.Dtype = mx.float16
+    repo_id: str, revision: str | None = None, dtype: mx.Dtype = mx.float16, quantize: int | None = None
 ) -> tuple[LanguageModel, ModelConfig]:
     """A pretrained model.
 
@@ -82,6 +85,8 @@ def load_from_hf(
         repo_id: a local folder as `save_pretrained` writes it, or a repo of the Hugging Face hub.
         revision: branch, tag or commit of the repo.
         dtype: what the weights are cast to.
+        quantize: bits per weight of the matrices, one of 2, 3, 4, 5, 6, 8, with a scale and an offset for each 64
+            weights; None leaves them whole.
 
     Returns:
         The model and its config.
@@ -91,6 +96,8 @@ def load_from_hf(
             or of another shape; the message names them.
         ImportError: a hub repo without huggingface_hub installed.
     """
+    if quantize not in (None, *QUANTIZED_BITS):
+        raise UserError(f"quantize is {quantize!r}; it must be one of {QUANTIZED_BITS} bits, or None")
     folder = Path(repo_id)
     if not folder.is_dir():
         folder = _download(repo_id, revision)
@@ -100,6 +107,11 @@ def load_from_hf(
     model = LanguageModel(config)
     _check_complete(weights, dict(_leaves(model)), folder)
     model.update(tree_unflatten([(name, array.astype(dtype)) for name, array in weights.items()]))
+    if quantize is not None:
+        narrow = [name for name, array in weights.items() if array.ndim == 2 and array.shape[1] % GROUP_SIZE]
+        if narrow:
+            raise UserError(f"quantize: rows of {_some(narrow)} are no multiple of {GROUP_SIZE} weights")
+        nn.quantize(model, group_size=GROUP_SIZE, bits=quantize)
     mx.eval(model.parameters())
     return model, config
 
@@ -167,6 +179,12 @@ def _read_safetensors(folder: Path) -> dict[str, mx.array]:
         files = [folder / name for name in sorted(set(_read_json(index)["weight_map"].values()))]
     else:
         files = sorted(folder.glob("*.safetensors"))
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if not files and pickles:
+        raise UserError(
+            f"{folder} has its weights in {_some(pickles)}, which are pickles: reading one may run any code. Convert "
+            "them to safetensors first, as transformers does with save_pretrained"
+        )
     if not files:
         raise UserError(f"No .safetensors file in {folder}; save the model with safe serialization")
     weights: dict[str, mx.array] = {}

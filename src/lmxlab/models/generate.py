@@ -1,12 +1,17 @@
 """Decoding one token at a time, with a cache."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import mlx.core as mx
 
+from lmxlab.core.cache import KVCache
+from lmxlab.core.position import RoPE
 from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel, check_tokens, evaluating
 from lmxlab.models.sampling import Sampler
+
+PREFILL_TOKENS = 512
 
 
 def generate(
@@ -77,21 +82,48 @@ def stream_generate(
 
 
 def _decode(model: LanguageModel, prompt: mx.array, max_tokens: int, sampler: Sampler) -> Iterator[list[int]]:
-    """Yields one token for every row, `max_tokens` times."""
+    """Yields one token for every row, `max_tokens` times; the next one is computed while the caller uses this one."""
     if max_tokens < 0:
         raise UserError(f"max_tokens is {max_tokens}; it must be 0 or more")
     if prompt.ndim != 2 or prompt.size == 0:
         raise UserError(f"The prompt has shape {tuple(prompt.shape)}; give at least one token to continue from")
     check_tokens(prompt, model.config.vocab_size)
     seen = sampler.seen_tokens(prompt, model.config.vocab_size)
+    # Setting the mode walks over all modules, too slow for every token.
+    mode = evaluating if any(module.training for module in model.modules()) else nullcontext
     cache = model.make_cache()
-    tokens = prompt
-    for _ in range(max_tokens):
-        with evaluating(model):
-            hidden, cache = model.hidden_states(tokens, cache)
+
+    def step(tokens: mx.array) -> mx.array:
+        nonlocal seen
+        with mode(model):
+            hidden, _ = model.hidden_states(tokens, cache)
             drawn = sampler(model.logits(hidden[:, -1]), seen)
         if seen is not None:
             seen = mx.put_along_axis(seen, drawn[:, None], mx.array(True), axis=1)
-        mx.eval(drawn)
+        mx.async_eval(drawn)
+        return drawn
+
+    if max_tokens == 0:
+        return
+    with mode(model):
+        rest = _prefill(model, prompt, cache)
+    drawn = step(rest)
+    for remaining in range(max_tokens - 1, -1, -1):
+        following = step(drawn[:, None]) if remaining else drawn
         yield drawn.tolist()  # type: ignore[misc]
-        tokens = drawn[:, None]
+        drawn = following
+
+
+def _prefill(model: LanguageModel, prompt: mx.array, cache: list[KVCache | None]) -> mx.array:
+    """Reads all but the last part of a long prompt into the cache, part by part, and returns that last part.
+
+    Attention over a whole long prompt at once holds a square of its length. Dynamic rope scaling goes by the length of
+    a pass, so there the prompt stays whole.
+    """
+    if any(isinstance(block.position, RoPE) and block.position.depends_on_length for block in model.blocks):
+        return prompt
+    while prompt.shape[1] > PREFILL_TOKENS:
+        hidden, _ = model.hidden_states(prompt[:, :PREFILL_TOKENS], cache)
+        mx.eval(hidden)
+        prompt = prompt[:, PREFILL_TOKENS:]
+    return prompt
