@@ -60,7 +60,8 @@ class BlockConfig:
 
     >>> BlockConfig(d_model=64, n_heads=4).head_dim
     16
-    >>> dataclasses.replace(BlockConfig(d_model=64, n_heads=4), d_model=128).head_dim
+    >>> from dataclasses import replace
+    >>> replace(BlockConfig(d_model=64, n_heads=4), d_model=128).head_dim
     32
     >>> BlockConfig(d_model=64, n_heads=5)
     Traceback (most recent call last):
