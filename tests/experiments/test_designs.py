@@ -76,3 +76,12 @@ def test_embeddings_are_as_large_as_sinusoids_and_only_then() -> None:
         assert learned.embed_scale == 1.0
         assert adapt(learned, {"embed_scale": 5.0}).embed_scale == 5.0
     assert adapt(find_design("llama").model(65, 64), {"position": "sinusoidal", "d_model": 64}).embed_scale == 8.0
+
+
+def test_windows_are_shorter_than_the_context_at_laboratory_size() -> None:
+    for name in ("mistral", "gemma2", "gemma3"):
+        model = find_design(name).model(65, 64)
+        windows = [model.get_block_config(i).window_size for i in range(model.n_layers)]
+        assert 16 in windows, name
+        assert name == "mistral" or None in windows, name
+    assert find_design("mistral").model(65, 64) != find_design("llama").model(65, 64)

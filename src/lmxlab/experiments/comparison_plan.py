@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmxlab.core.config import ModelConfig
 from lmxlab.data import DataConfig, PreparedData
 from lmxlab.errors import UserError
 from lmxlab.experiments.budget import TOLERANCE, count_parameters, flops_per_step, match_size, steps_within, with_steps
@@ -127,11 +128,7 @@ def make_plan(
         if own := design.settings.get("optim"):
             values = ", ".join(f"{key} {value}" for key, value in sorted(own.items()) if key != "batch_size")
             notes.append(f"{names[index]} trains with the [optim] of its file ({values}), the others without")
-        parts = model.block
-        notes.append(
-            f"{names[index]}: {parts.attention} attention, {parts.ffn} FFN, {parts.norm}, {parts.position} positions, "
-            f"{model.n_layers} layers, {parts.d_model} wide"
-        )
+        notes.append(f"{names[index]}: {_describe(model)}")
         own = {**dataclasses.asdict(optim), **design.settings.get("optim", {}), "batch_size": optim.batch_size}
         specs.append(
             RunSpec(
@@ -158,6 +155,21 @@ def check_sources(sources: Sequence[str]) -> None:
         raise UserError(f"A comparison takes two designs or more, got {list(sources)}: try `lmxlab compare gpt llama`.")
     for source in sources:
         find_design(source)
+
+
+def _describe(model: ModelConfig) -> str:
+    """The parts of a model in a line; where its layers differ, every kind there is."""
+    blocks = [model.get_block_config(layer) for layer in range(model.n_layers)]
+    windows = (f" within {b.window_size} tokens" if b.window_size else "" for b in blocks)
+    attention = [f"{b.attention}{window}" for b, window in zip(blocks, windows, strict=True)]
+    kinds = {
+        "attention": attention,
+        "FFN": [b.ffn for b in blocks],
+        "norm": [b.norm for b in blocks],
+        "positions": [b.position for b in blocks],
+    }
+    parts = ", ".join(f"{' / '.join(dict.fromkeys(values))} {slot}" for slot, values in kinds.items())
+    return f"{parts}; {model.n_layers} layers, {model.block.d_model} wide"
 
 
 def _flops_in(minutes: float, specs: Sequence[RunSpec], n_seeds: int, prepared: PreparedData) -> float:

@@ -21,6 +21,7 @@ from lmxlab.models.families import FAMILIES, Family
 LAB_LAYERS = 4
 LAB_WIDTH = 128
 LAB_HEAD_DIM = 32
+LAB_WINDOWS = 4  # a sliding window is this part of the context
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,9 @@ def _lab_size(family: Family, vocab_size: int, seq_len: int) -> ModelConfig:
         "d_ff": 8 * round(LAB_WIDTH / 3) if gated else 4 * LAB_WIDTH,
         "max_seq_len": seq_len,
         "tie_embeddings": True,
+        # Published windows are longer than the context here: they would change nothing.
+        "window_size": max(2, seq_len // LAB_WINDOWS),
+        "global_every": LAB_LAYERS,
     }
     takes = inspect.signature(family.config).parameters
     return family.config(**{name: value for name, value in shape.items() if name in takes})
