@@ -1,5 +1,8 @@
-"""Writes docs/zoo.md, every case of test_parity.py with its gaps: `python tests/models/make_zoo_table.py` (takes torch)."""
+"""Writes docs/zoo.md, every case of test_parity.py with its gaps: `python tests/models/make_zoo_table.py`"""
 
+import lmxlab  # before mlx, for its BLAS
+
+# isort: split
 import json
 import subprocess
 import sys
@@ -8,8 +11,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-
-import lmxlab  # before mlx, for its BLAS
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from models import reference
