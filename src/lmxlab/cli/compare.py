@@ -18,7 +18,7 @@ from lmxlab.cli.render import count, duration, note, number, out, out_json, p_va
 from lmxlab.data import DataConfig, prepare
 from lmxlab.errors import UserError
 from lmxlab.experiments.compare import ComparisonResult, compare, result_of, run_folder
-from lmxlab.experiments.comparison_plan import ComparisonPlan, check_sources, make_plan
+from lmxlab.experiments.comparison_plan import ComparisonPlan, find_designs, make_plan
 from lmxlab.experiments.interrupt import Interrupted, stop_on_signals
 from lmxlab.experiments.picture import save_curves
 from lmxlab.experiments.spec import EVAL_TOKENS, LAB_OPTIM
@@ -87,7 +87,7 @@ def compare_(
     """
     start = time.monotonic()
     if resume is None:
-        check_sources(designs)
+        find_designs(designs)  # a mistake is told before data are prepared
         if minutes is not None and flops is not None:
             raise UserError("Give --flops or --minutes, not both.")
         chosen = _seeds(seeds)

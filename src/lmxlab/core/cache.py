@@ -18,7 +18,7 @@ class Snapshot(NamedTuple):
     keys: mx.array | None
     values: mx.array | None
     offset: int
-    dropped: int = 0
+    dropped: int
 
 
 class KVCache:
@@ -37,6 +37,7 @@ class KVCache:
         self._keys = keys
         self._values = values
         self.offset = 0 if keys is None else keys.shape[2]
+        self._dropped = 0  # tokens before the first one in the buffers
 
     @property
     def keys(self) -> mx.array | None:
@@ -63,11 +64,11 @@ class KVCache:
 
     def snapshot(self) -> Snapshot:
         """The present state, for `restore`. Costs nothing now, and one copy of the buffers at the next write."""
-        return Snapshot(self._keys, self._values, self.offset)
+        return Snapshot(self._keys, self._values, self.offset, self._dropped)
 
     def restore(self, state: Snapshot) -> None:
         """Goes back to a snapshot; it may be restored any number of times."""
-        self._keys, self._values, self.offset, _ = state
+        self._keys, self._values, self.offset, self._dropped = state
 
     def __iter__(self) -> Iterator[mx.array | None]:
         return iter((self.keys, self.values))
@@ -82,7 +83,7 @@ class KVCache:
         return f"KVCache({self.offset} tokens)"
 
     def _seen(self, buffer: mx.array | None) -> mx.array | None:
-        return None if buffer is None else buffer[:, :, : self.offset]
+        return None if buffer is None else buffer[:, :, : self.offset - self._dropped]
 
 
 class WindowCache(KVCache):
@@ -101,15 +102,14 @@ class WindowCache(KVCache):
     def __init__(self, reach: int, keys: mx.array | None = None, values: mx.array | None = None):
         super().__init__(keys, values)
         self.reach = reach
-        self._dropped = 0  # tokens before the first one in the buffer
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Appends tokens (B, n_kv_heads, T, head_dim); returns them and up to reach - 1 tokens before them."""
         new, held = keys.shape[2], self.offset - self._dropped
         kept = self.reach - 1 + STEP_TOKENS
-        capacity = 0 if self._keys is None else self._keys.shape[2]
-        if held > kept and held + new > capacity:
-            self._keys, self._values = (_last(buffer, held, kept) for buffer in (self._keys, self._values))
+        if self._keys is not None and self._values is not None and held > kept and held + new > self._keys.shape[2]:
+            last = slice(held - kept, held)
+            self._keys, self._values = self._keys[:, :, last], self._values[:, :, last]
             self._dropped, held = self.offset - kept, kept
         self._keys = _write(self._keys, keys, held)
         self._values = _write(self._values, values, held)
@@ -122,25 +122,10 @@ class WindowCache(KVCache):
         spare = self.offset - self._dropped - (min(self.offset, self.reach - 1) if self._dropped else 0)
         return super().trim(min(n_tokens, spare))
 
-    def snapshot(self) -> Snapshot:
-        return Snapshot(self._keys, self._values, self.offset, self._dropped)
-
-    def restore(self, state: Snapshot) -> None:
-        self._keys, self._values, self.offset, self._dropped = state
-
-    def _seen(self, buffer: mx.array | None) -> mx.array | None:
-        return None if buffer is None else buffer[:, :, : self.offset - self._dropped]
-
 
 def as_cache(entry: "KVCache | tuple[mx.array, mx.array] | None") -> KVCache | None:
     """A cache object for what a caller gave: a plain `(keys, values)` tuple becomes a new KVCache."""
     return KVCache(*entry) if isinstance(entry, tuple) else entry
-
-
-def _last(buffer: mx.array | None, held: int, kept: int) -> mx.array:
-    """The last `kept` of the `held` tokens of a buffer."""
-    assert buffer is not None
-    return buffer[:, :, held - kept : held]
 
 
 def _write(buffer: mx.array | None, new: mx.array, start: int) -> mx.array:

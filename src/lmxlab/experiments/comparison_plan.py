@@ -11,7 +11,7 @@ from lmxlab.core.config import ModelConfig
 from lmxlab.data import DataConfig, PreparedData
 from lmxlab.errors import UserError
 from lmxlab.experiments.budget import TOLERANCE, count_parameters, flops_per_step, match_size, steps_within, with_steps
-from lmxlab.experiments.designs import find_design
+from lmxlab.experiments.designs import Design, find_design
 from lmxlab.experiments.run import measure_step_s
 from lmxlab.experiments.spec import EVAL_TOKENS, Budget, RunSpec, check_seed, from_table
 from lmxlab.files import atomic_write, to_json
@@ -94,7 +94,7 @@ def make_plan(
     Raises:
         UserError: fewer than two designs or seeds that repeat, sizes that cannot be matched, a budget below one step.
     """
-    check_sources(sources)
+    designs = find_designs(sources)
     for seed in seeds:
         check_seed(seed)
     for name, value in (("flops", flops), ("minutes", minutes)):
@@ -102,7 +102,6 @@ def make_plan(
             raise UserError(f"{name} must be above 0 and finite, got {value:g}.")
     if len(set(seeds)) != len(seeds) or not seeds:
         raise UserError(f"Seeds must be given and differ, got {list(seeds)}.")
-    designs = [find_design(source) for source in sources]
     names = _distinct([design.name for design in designs])
     models = [design.model(prepared.vocab_size, seq_len) for design in designs]
     free = [design.resizable or match_all for design in designs]
@@ -125,17 +124,18 @@ def make_plan(
         ignored = sorted({"data", "budget", "seq_len", "seed", "eval_tokens"} & set(design.settings))
         if ignored:
             notes.append(f"{names[index]}: {', '.join(ignored)} in the file is not used: a comparison sets it for all")
-        if own := design.settings.get("optim"):
+        own = design.settings.get("optim", {})
+        if own:
             values = ", ".join(f"{key} {value}" for key, value in sorted(own.items()) if key != "batch_size")
             notes.append(f"{names[index]} trains with the [optim] of its file ({values}), the others without")
         notes.append(f"{names[index]}: {_describe(model)}")
-        own = {**dataclasses.asdict(optim), **design.settings.get("optim", {}), "batch_size": optim.batch_size}
+        table = {**dataclasses.asdict(optim), **own, "batch_size": optim.batch_size}
         specs.append(
             RunSpec(
                 name=names[index],
                 model=model,
                 data=data,
-                optim=from_table(TrainConfig, own, "optim"),
+                optim=from_table(TrainConfig, table, "optim"),
                 seq_len=seq_len,
                 eval_tokens=eval_tokens,
             )
@@ -149,12 +149,11 @@ def make_plan(
     return ComparisonPlan(tuple(map(_paced, budgeted)), tuple(seeds), flops, tuple(notes))
 
 
-def check_sources(sources: Sequence[str]) -> None:
-    """UserError for fewer designs than make a comparison, or for one that is unknown."""
+def find_designs(sources: Sequence[str]) -> list[Design]:
+    """The designs by name or file; UserError for fewer than make a comparison, or for one that is unknown."""
     if len(sources) < 2:
         raise UserError(f"A comparison takes two designs or more, got {list(sources)}: try `lmxlab compare gpt llama`.")
-    for source in sources:
-        find_design(source)
+    return [find_design(source) for source in sources]
 
 
 def _describe(model: ModelConfig) -> str:
@@ -174,8 +173,6 @@ def _describe(model: ModelConfig) -> str:
 
 def _flops_in(minutes: float, specs: Sequence[RunSpec], n_seeds: int, prepared: PreparedData) -> float:
     """FLOPs per run such that the training of all runs takes `minutes` at the speed measured now."""
-    if not minutes > 0:
-        raise UserError(f"minutes must be above 0, got {minutes:g}.")
     seconds_per_flop = n_seeds * sum(measure_step_s(spec, prepared) / flops_per_step(spec) for spec in specs)
     return minutes * 60 / seconds_per_flop
 
