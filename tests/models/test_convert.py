@@ -11,8 +11,8 @@ from mlx.utils import tree_flatten
 
 from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel
-from lmxlab.models.convert import config_from_hf, convert_weights, load_from_hf
-from lmxlab.models.llama import LLAMA_NAMES, llama_config, llama_weight_name
+from lmxlab.models.convert import WEIGHT_MAPS, config_from_hf, convert_weights, load_from_hf
+from lmxlab.models.llama import LLAMA_NAMES, llama_config
 
 GPT2: dict[str, Any] = {"model_type": "gpt2", "vocab_size": 8, "n_embd": 4, "n_layer": 1, "n_head": 2, "n_positions": 6}
 LLAMA: dict[str, Any] = {
@@ -64,7 +64,7 @@ def test_a_folder_loads_in_the_dtype_asked(tmp_path: Path) -> None:
 def test_weights_can_be_quantised_on_the_way_in(bits: int, tied: bool, tmp_path: Path) -> None:
     config = llama_config(96, 64, 4, 2, 2, 128, 16, tie_embeddings=tied)
     model, x = LanguageModel(config), mx.array([[1, 2, 3, 90]])
-    theirs = {ours: name for name in names_of_llama(2) if (ours := llama_weight_name(name))}
+    theirs = {ours: name for name in names_of_llama(2) if (ours := WEIGHT_MAPS["llama"](name))}
     weights = {theirs[name]: array for name, array in tree_flatten(model.parameters())}
     fields = {
         **LLAMA,

@@ -19,18 +19,6 @@ from lmxlab.models.hf_config import Converter, HFConfig
 WeightMapFn = Callable[[str], str | None]
 """A Hugging Face weight name -> ours, or None to skip it."""
 
-WEIGHT_MAPS: dict[str, WeightMapFn] = {
-    "gemma": llama.llama_weight_name,
-    "gemma2": gemma.gemma2_weight_name,
-    "gemma3_text": gemma3.gemma3_weight_name,
-    "llama": llama.llama_weight_name,
-    "mistral": llama.llama_weight_name,
-    "olmo2": olmo2.olmo2_weight_name,
-    "qwen2": llama.llama_weight_name,
-    "qwen3": qwen.qwen3_weight_name,
-    "smollm3": llama.llama_weight_name,
-}
-
 QUANTIZED_BITS, GROUP_SIZE = (2, 3, 4, 5, 6, 8), 64  # what MLX's affine mode takes
 
 # Buffers that old checkpoints carry and that follow from the config.
@@ -39,16 +27,18 @@ BUFFERS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
 
 CONVERTERS = {
     "gpt2": Converter(gpt.config_from_gpt2, gpt.weights_from_gpt2),
-    "llama": Converter(llama.config_from_llama, llama.weights_from_llama),
-    "mistral": Converter(mistral.config_from_mistral, llama.weights_from_llama),
-    "qwen2": Converter(qwen.config_from_qwen2, llama.weights_from_llama),
-    "qwen3": Converter(qwen.config_from_qwen3, qwen.weights_from_qwen3),
-    "olmo2": Converter(olmo2.config_from_olmo2, olmo2.weights_from_olmo2),
-    "smollm3": Converter(smollm3.config_from_smollm3, llama.weights_from_llama),
-    "gemma": Converter(gemma.config_from_gemma, llama.weights_from_llama),
-    "gemma2": Converter(gemma.config_from_gemma2, gemma.weights_from_gemma2),
-    "gemma3_text": Converter(gemma3.config_from_gemma3, gemma3.weights_from_gemma3),
+    "llama": Converter.renaming(llama.config_from_llama, llama.LLAMA_NAMES),
+    "mistral": Converter.renaming(mistral.config_from_mistral, llama.LLAMA_NAMES),
+    "qwen2": Converter.renaming(qwen.config_from_qwen2, llama.LLAMA_NAMES),
+    "qwen3": Converter.renaming(qwen.config_from_qwen3, qwen.QWEN3_NAMES),
+    "olmo2": Converter.renaming(olmo2.config_from_olmo2, olmo2.OLMO2_NAMES),
+    "smollm3": Converter.renaming(smollm3.config_from_smollm3, llama.LLAMA_NAMES),
+    "gemma": Converter.renaming(gemma.config_from_gemma, llama.LLAMA_NAMES),
+    "gemma2": Converter.renaming(gemma.config_from_gemma2, gemma.GEMMA2_NAMES),
+    "gemma3_text": Converter.renaming(gemma3.config_from_gemma3, gemma3.GEMMA3_NAMES),
 }
+# The families whose weights only change their names.
+WEIGHT_MAPS: dict[str, WeightMapFn] = {name: c.rename for name, c in CONVERTERS.items() if c.rename is not None}
 
 
 def convert_weights(hf_weights: dict[str, mx.array], arch: str) -> dict[str, mx.array]:

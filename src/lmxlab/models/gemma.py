@@ -5,7 +5,8 @@ import math
 from typing import Any
 
 from lmxlab.core.config import BlockConfig, ModelConfig
-from lmxlab.models.hf_config import HFConfig, decoder, decoder_block, renamed, windowed
+from lmxlab.models.decoder import decoder_block
+from lmxlab.models.hf_config import HFConfig, block_from_hf, decoder, windowed
 from lmxlab.models.llama import LLAMA_NAMES
 
 # What every Gemma has and LLaMA has not.
@@ -14,8 +15,7 @@ GEMMA: dict[str, Any] = {"norm_plus_one": True, "activation": "gelu_tanh"}
 
 def gemma_block(**fields: Any) -> BlockConfig:
     """The block that all Gemmas share, with `fields` of its own."""
-    common = {"attention": "gqa", "ffn": "gated", "norm": "rms_norm", "position": "rope", "bias": False}
-    return BlockConfig(**{**common, "norm_eps": 1e-6, **GEMMA, **fields})
+    return decoder_block(**{"norm_eps": 1e-6, **GEMMA, **fields})
 
 
 def gemma_config(
@@ -130,7 +130,7 @@ def gemma_block_from_hf(hf: HFConfig, **own: Any) -> BlockConfig:
         hf.choose(name, {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu_tanh"}, default="gelu_pytorch_tanh")
     hf.refuse_unless(use_bidirectional_attention=False)
     head_dim, bias = hf.get("head_dim", 256), hf.get("attention_bias", False)
-    return decoder_block(hf, head_dim=head_dim, attention_bias=bias, **GEMMA, **own)
+    return block_from_hf(hf, head_dim=head_dim, attention_bias=bias, **GEMMA, **own)
 
 
 def gemma_model(hf: HFConfig, blocks: list[BlockConfig], logit_softcap: float | None = None) -> ModelConfig:
@@ -144,4 +144,3 @@ GEMMA2_NAMES = {
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "ffn_out_norm",
 }
-gemma2_weight_name, weights_from_gemma2 = renamed(GEMMA2_NAMES)

@@ -7,7 +7,7 @@ import math
 from lmxlab.core.config import ModelConfig
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.models.gemma import GEMMA2_NAMES, gemma_block, gemma_block_from_hf, gemma_model, scores_from_hf
-from lmxlab.models.hf_config import HFConfig, renamed, rope_from_hf, windowed
+from lmxlab.models.hf_config import HFConfig, rope_from_hf, windowed
 from lmxlab.models.llama import QK_NORM_NAMES
 
 LOCAL_THETA = 10000.0
@@ -102,4 +102,4 @@ def _rope(hf: HFConfig, kind: str, older: str, default: float) -> tuple[float, R
     return rope_from_hf(hf, hf.get("max_position_embeddings", 131072), default_theta=base)
 
 
-gemma3_weight_name, weights_from_gemma3 = renamed(GEMMA2_NAMES | QK_NORM_NAMES)
+GEMMA3_NAMES = GEMMA2_NAMES | QK_NORM_NAMES

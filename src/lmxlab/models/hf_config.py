@@ -11,6 +11,7 @@ import mlx.core as mx
 from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.errors import UserError
+from lmxlab.models.decoder import decoder_block
 
 # Fields that no forward pass of a model in evaluation depends on.
 HARMLESS = re.compile(
@@ -78,52 +79,50 @@ Rename = Callable[[str], str | None]
 
 @dataclass(frozen=True)
 class Converter:
-    """How one `model_type` becomes ours: its config, and each of its weights (one name may become several)."""
+    """How one `model_type` becomes ours: its config, and each of its weights (one name may become several).
+
+    `rename` gives our name of a weight, None for one that the family does not have, where names are all that changes.
+    """
 
     config: Callable[[HFConfig], ModelConfig]
     weights: Callable[[str, mx.array], dict[str, mx.array]]
+    rename: Rename | None = None
+
+    @classmethod
+    def renaming(cls, config: Callable[[HFConfig], ModelConfig], names: dict[str, str]) -> "Converter":
+        """From a table of module names without their layer, such as "self_attn.q_proj": "attention.q_proj"."""
+
+        def rename(name: str) -> str | None:
+            path, _, kind = name.rpartition(".")
+            prefix = ""
+            if path.startswith("model.layers."):
+                _, _, layer, path = path.split(".", 3)
+                prefix = f"blocks.{layer}."
+            return f"{prefix}{names[path]}.{kind}" if path in names else None
+
+        def weights(name: str, array: mx.array) -> dict[str, mx.array]:
+            ours = rename(name)
+            return {} if ours is None else {ours: array}
+
+        return cls(config, weights, rename)
 
 
-def renamed(names: dict[str, str]) -> tuple[Rename, Callable[[str, mx.array], dict[str, mx.array]]]:
-    """From a table of module names without their layer ("self_attn.q_proj": "attention.q_proj"): a function from a
-    weight's name to ours (None for one that the table does not have), and the same for a name with its array."""
-
-    def rename(name: str) -> str | None:
-        path, _, kind = name.rpartition(".")
-        prefix = ""
-        if path.startswith("model.layers."):
-            _, _, layer, path = path.split(".", 3)
-            prefix = f"blocks.{layer}."
-        return f"{prefix}{names[path]}.{kind}" if path in names else None
-
-    def weights(name: str, array: mx.array) -> dict[str, mx.array]:
-        ours = rename(name)
-        return {} if ours is None else {ours: array}
-
-    return rename, weights
-
-
-def decoder_block(hf: HFConfig, **own: Any) -> BlockConfig:
-    """The block of a decoder with grouped-query attention, RoPE, RMSNorm and SwiGLU; `own` replaces what differs."""
+def block_from_hf(hf: HFConfig, **own: Any) -> BlockConfig:
+    """`decoder_block` with the sizes that the config names; `own` adds to it or replaces what differs."""
     hf.require("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     max_seq_len = hf.get("max_position_embeddings", 4096)
     if "rope_theta" not in own:
         own["rope_theta"], own["rope_scaling"] = rope_from_hf(hf, max_seq_len)
     fields = {
-        "attention": "gqa",
-        "ffn": "gated",
-        "norm": "rms_norm",
-        "position": "rope",
         "d_model": hf["hidden_size"],
         "n_heads": hf["num_attention_heads"],
         "n_kv_heads": hf.get("num_key_value_heads", hf["num_attention_heads"]),
         "d_ff": hf["intermediate_size"],
-        "bias": False,
         "norm_eps": hf.get("rms_norm_eps", 1e-6),
         "max_seq_len": max_seq_len,
         "head_dim": hf.get("head_dim", None),
     }
-    return BlockConfig(**{**fields, **own})
+    return decoder_block(**{**fields, **own})
 
 
 def decoder(hf: HFConfig, blocks: Sequence[BlockConfig], tied: bool = False, **own: Any) -> ModelConfig:

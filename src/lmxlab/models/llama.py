@@ -1,8 +1,9 @@
 """LLaMA: RMSNorm, grouped-query attention, SwiGLU, RoPE, no biases."""
 
-from lmxlab.core.config import BlockConfig, ModelConfig
+from lmxlab.core.config import ModelConfig
 from lmxlab.core.rope_scaling import RopeScaling
-from lmxlab.models.hf_config import HFConfig, decoder, decoder_block, renamed
+from lmxlab.models.decoder import decoder_block
+from lmxlab.models.hf_config import HFConfig, block_from_hf, decoder
 
 
 def llama_config(
@@ -20,16 +21,11 @@ def llama_config(
     rope_scaling: RopeScaling | None = None,
 ) -> ModelConfig:
     """A pre-norm LLaMA (2302.13971, 2407.21783); `mup_base_width` also sets the block's muP scale."""
-    block = BlockConfig(
-        attention="gqa",
-        ffn="gated",
-        norm="rms_norm",
-        position="rope",
+    block = decoder_block(
         d_model=d_model,
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         d_ff=d_ff,
-        bias=False,
         max_seq_len=max_seq_len,
         rope_theta=rope_theta,
         dropout=dropout,
@@ -103,7 +99,7 @@ def llama32_1b() -> ModelConfig:
 def config_from_llama(hf: HFConfig) -> ModelConfig:
     """The config of a LlamaForCausalLM."""
     hf.refuse_unless(hidden_act="silu")
-    block = decoder_block(hf, bias=hf.get("mlp_bias", False), attention_bias=hf.get("attention_bias", False))
+    block = block_from_hf(hf, bias=hf.get("mlp_bias", False), attention_bias=hf.get("attention_bias", False))
     return decoder(hf, [block] * hf["num_hidden_layers"])
 
 
@@ -123,5 +119,3 @@ LLAMA_NAMES = {
     "mlp.down_proj": "ffn.down",
 }
 QK_NORM_NAMES = {"self_attn.q_norm": "attention.q_norm", "self_attn.k_norm": "attention.k_norm"}
-
-llama_weight_name, weights_from_llama = renamed(LLAMA_NAMES)

@@ -1,7 +1,8 @@
 """Mistral: LLaMA with sliding-window attention (2310.06825)."""
 
-from lmxlab.core.config import BlockConfig, ModelConfig
-from lmxlab.models.hf_config import HFConfig, decoder, decoder_block, windowed
+from lmxlab.core.config import ModelConfig
+from lmxlab.models.decoder import decoder_block
+from lmxlab.models.hf_config import HFConfig, block_from_hf, decoder, windowed
 
 
 def mistral_config(
@@ -17,16 +18,12 @@ def mistral_config(
     tie_embeddings: bool = False,
 ) -> ModelConfig:
     """RMSNorm, grouped-query attention to the last `window_size` tokens (None: to all), SwiGLU, RoPE."""
-    block = BlockConfig(
+    block = decoder_block(
         attention="gqa" if window_size is None else "sliding_window_gqa",
-        ffn="gated",
-        norm="rms_norm",
-        position="rope",
         d_model=d_model,
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         d_ff=d_ff,
-        bias=False,
         window_size=window_size,
         max_seq_len=max_seq_len,
         rope_theta=rope_theta,
@@ -48,4 +45,4 @@ def config_from_mistral(hf: HFConfig) -> ModelConfig:
     """The config of a MistralForCausalLM."""
     hf.refuse_unless(hidden_act="silu")
     kinds = ["sliding_attention"] * hf["num_hidden_layers"]
-    return decoder(hf, windowed(hf, decoder_block(hf), kinds))
+    return decoder(hf, windowed(hf, block_from_hf(hf), kinds))

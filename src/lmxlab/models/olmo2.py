@@ -1,7 +1,8 @@
 """OLMo 2: norms on the output of each branch, and on q and k of all heads together (2501.00656, section 2.1)."""
 
-from lmxlab.core.config import BlockConfig, ModelConfig
-from lmxlab.models.hf_config import HFConfig, decoder, decoder_block, renamed
+from lmxlab.core.config import ModelConfig
+from lmxlab.models.decoder import decoder_block
+from lmxlab.models.hf_config import HFConfig, block_from_hf, decoder
 from lmxlab.models.llama import LLAMA_NAMES, QK_NORM_NAMES
 
 
@@ -17,16 +18,11 @@ def olmo2_config(
     tie_embeddings: bool = False,
 ) -> ModelConfig:
     """x + norm(f(x)) with RMSNorm, attention with joint QK-norm, SwiGLU, RoPE; no biases."""
-    block = BlockConfig(
-        attention="gqa",
-        ffn="gated",
-        norm="rms_norm",
-        position="rope",
+    block = decoder_block(
         d_model=d_model,
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         d_ff=d_ff,
-        bias=False,
         norm_eps=1e-6,
         norm_placement="branch",
         max_seq_len=max_seq_len,
@@ -51,7 +47,7 @@ def config_from_olmo2(hf: HFConfig) -> ModelConfig:
     """The config of an Olmo2ForCausalLM."""
     hf.refuse_unless(hidden_act="silu")
     own = {"attention_bias": hf.get("attention_bias", False), "norm_eps": hf.get("rms_norm_eps", 1e-5)}
-    block = decoder_block(hf, **own, qk_norm=True, qk_norm_joint=True, norm_placement="branch")
+    block = block_from_hf(hf, **own, qk_norm=True, qk_norm_joint=True, norm_placement="branch")
     return decoder(hf, [block] * hf["num_hidden_layers"])
 
 
@@ -62,4 +58,3 @@ OLMO2_NAMES = {
     "post_feedforward_layernorm": "ffn_norm",
 }
 del OLMO2_NAMES["input_layernorm"]
-olmo2_weight_name, weights_from_olmo2 = renamed(OLMO2_NAMES)

@@ -1,9 +1,8 @@
 """Qwen 2 (2407.10671): LLaMA with biases on q, k, v. Qwen 3 (2505.09388): with normalised heads instead."""
 
-from typing import Any
-
 from lmxlab.core.config import BlockConfig, ModelConfig
-from lmxlab.models.hf_config import HFConfig, decoder, decoder_block, renamed, windowed
+from lmxlab.models.decoder import decoder_block
+from lmxlab.models.hf_config import HFConfig, block_from_hf, decoder, windowed
 from lmxlab.models.llama import LLAMA_NAMES, QK_NORM_NAMES
 
 
@@ -20,7 +19,8 @@ def qwen2_config(
 ) -> ModelConfig:
     """RMSNorm, grouped-query attention with biases on q, k and v, SwiGLU, RoPE."""
     sizes = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "d_ff": d_ff}
-    block = _block(**sizes, max_seq_len=max_seq_len, rope_theta=rope_theta, attention_bias=True, output_bias=False)
+    biases = {"attention_bias": True, "output_bias": False}
+    block = decoder_block(**sizes, max_seq_len=max_seq_len, rope_theta=rope_theta, norm_eps=1e-6, **biases)
     return ModelConfig(block, vocab_size, n_layers, tie_embeddings)
 
 
@@ -53,7 +53,7 @@ def qwen3_config(
 ) -> ModelConfig:
     """RMSNorm, grouped-query attention with RMSNorm on the heads of q and k, SwiGLU, RoPE; no biases."""
     sizes = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "d_ff": d_ff, "head_dim": head_dim}
-    block = _block(**sizes, max_seq_len=max_seq_len, rope_theta=rope_theta, norm_eps=1e-6, qk_norm=True)
+    block = decoder_block(**sizes, max_seq_len=max_seq_len, rope_theta=rope_theta, norm_eps=1e-6, qk_norm=True)
     return ModelConfig(block, vocab_size, n_layers, tie_embeddings)
 
 
@@ -72,22 +72,17 @@ def qwen3_8b() -> ModelConfig:
     return qwen3_config()
 
 
-def _block(**fields: Any) -> BlockConfig:
-    common = {"attention": "gqa", "ffn": "gated", "norm": "rms_norm", "position": "rope", "bias": False}
-    return BlockConfig(**{**common, "norm_eps": 1e-6, **fields})
-
-
 def config_from_qwen2(hf: HFConfig) -> ModelConfig:
     """The config of a Qwen2ForCausalLM."""
     hf.refuse_unless(hidden_act="silu")
-    return decoder(hf, _layers(hf, decoder_block(hf, attention_bias=True, output_bias=False)))
+    return decoder(hf, _layers(hf, block_from_hf(hf, attention_bias=True, output_bias=False)))
 
 
 def config_from_qwen3(hf: HFConfig) -> ModelConfig:
     """The config of a Qwen3ForCausalLM."""
     hf.refuse_unless(hidden_act="silu")
     head_dim, bias = hf.get("head_dim", 128), hf.get("attention_bias", False)
-    return decoder(hf, _layers(hf, decoder_block(hf, head_dim=head_dim, attention_bias=bias, qk_norm=True)))
+    return decoder(hf, _layers(hf, block_from_hf(hf, head_dim=head_dim, attention_bias=bias, qk_norm=True)))
 
 
 def _layers(hf: HFConfig, block: BlockConfig) -> list[BlockConfig]:
@@ -98,4 +93,4 @@ def _layers(hf: HFConfig, block: BlockConfig) -> list[BlockConfig]:
     return windowed(hf, block, kinds)
 
 
-qwen3_weight_name, weights_from_qwen3 = renamed(LLAMA_NAMES | QK_NORM_NAMES)
+QWEN3_NAMES = LLAMA_NAMES | QK_NORM_NAMES

@@ -3,7 +3,8 @@
 import dataclasses
 
 from lmxlab.core.config import BlockConfig, ModelConfig
-from lmxlab.models.hf_config import HFConfig, decoder, decoder_block, windowed
+from lmxlab.models.decoder import decoder_block
+from lmxlab.models.hf_config import HFConfig, block_from_hf, decoder, windowed
 
 
 def smollm3_config(
@@ -19,16 +20,11 @@ def smollm3_config(
     tie_embeddings: bool = True,
 ) -> ModelConfig:
     """RMSNorm, grouped-query attention, SwiGLU; RoPE in all layers but every `nope_every`-th."""
-    block = BlockConfig(
-        attention="gqa",
-        ffn="gated",
-        norm="rms_norm",
-        position="rope",
+    block = decoder_block(
         d_model=d_model,
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         d_ff=d_ff,
-        bias=False,
         norm_eps=1e-6,
         max_seq_len=max_seq_len,
         rope_theta=rope_theta,
@@ -56,7 +52,7 @@ def config_from_smollm3(hf: HFConfig) -> ModelConfig:
     rotated = hf.get("no_rope_layers", [int((i + 1) % every != 0) for i in range(n_layers)])
     windows = hf.get("use_sliding_window", False)
     kinds = ["sliding_attention" if windows and not turns else "full_attention" for turns in rotated]
-    block = decoder_block(hf, attention_bias=hf.get("attention_bias", False), bias=hf.get("mlp_bias", False))
+    block = block_from_hf(hf, attention_bias=hf.get("attention_bias", False), bias=hf.get("mlp_bias", False))
     return decoder(hf, _layers(windowed(hf, block, kinds), rotated), tied=True)
 
 
