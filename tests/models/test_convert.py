@@ -201,3 +201,16 @@ def test_convert_weights_renames_and_drops_the_unknown() -> None:
     assert {"final_norm.weight", "head.weight", "blocks.0.attention.q_proj.weight"} <= converted.keys()
     with pytest.raises(KeyError, match=r"No weight map for 'lama'. Available: \['gemma', .*'llama'"):
         convert_weights(weights, "lama")
+
+
+def test_absent_means_the_familys_default_and_null_means_none() -> None:
+    gemma2 = LLAMA | {"model_type": "gemma2"}
+    absent = config_from_hf(gemma2)
+    assert (absent.logit_softcap, absent.block.attention_softcap, absent.block.window_size) == (30.0, 50.0, 4096)
+    names = ("final_logit_softcapping", "attn_logit_softcapping", "sliding_window")
+    for off in (None, 0):
+        config = config_from_hf(gemma2 | dict.fromkeys(names, off))
+        assert config.logit_softcap is config.block.attention_softcap is config.block.window_size is None
+    mistral = LLAMA | {"model_type": "mistral"}
+    assert config_from_hf(mistral).block.window_size == 4096
+    assert config_from_hf(mistral | {"sliding_window": None}).block.attention == "gqa"

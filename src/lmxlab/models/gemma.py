@@ -113,14 +113,13 @@ def config_from_gemma2(hf: HFConfig) -> ModelConfig:
     """The config of a Gemma2ForCausalLM."""
     kinds = ["sliding_attention" if i % 2 == 0 else "full_attention" for i in range(hf["num_hidden_layers"])]
     block = gemma_block_from_hf(hf, norm_placement="sandwich", **scores_from_hf(hf, softcap=50.0))
-    return gemma_model(hf, windowed(hf, block, kinds), hf.get("final_logit_softcapping", None))
+    return gemma_model(hf, windowed(hf, block, kinds), hf.get_or_off("final_logit_softcapping", 30.0))
 
 
 def scores_from_hf(hf: HFConfig, softcap: float | None) -> dict[str, Any]:
-    """Scale and soft cap of the attention scores; a cap of 0 or null is none."""
-    given = "attn_logit_softcapping" in hf.fields
-    cap = hf.get("attn_logit_softcapping", None) if given or "query_pre_attn_scalar" in hf.fields else softcap
-    return {"attention_scale": hf.get("query_pre_attn_scalar", 256) ** -0.5, "attention_softcap": cap or None}
+    """Scale of the attention scores, and their soft cap, which is `softcap` in a file that does not speak of it."""
+    scale = hf.get("query_pre_attn_scalar", 256) ** -0.5
+    return {"attention_scale": scale, "attention_softcap": hf.get_or_off("attn_logit_softcapping", softcap)}
 
 
 def gemma_block_from_hf(hf: HFConfig, **own: Any) -> BlockConfig:
@@ -135,7 +134,7 @@ def gemma_block_from_hf(hf: HFConfig, **own: Any) -> BlockConfig:
 
 def gemma_model(hf: HFConfig, blocks: list[BlockConfig], logit_softcap: float | None = None) -> ModelConfig:
     """The model of these blocks: tied, its embeddings scaled."""
-    return decoder(hf, blocks, tied=True, embed_scale=math.sqrt(hf["hidden_size"]), logit_softcap=logit_softcap or None)
+    return decoder(hf, blocks, tied=True, embed_scale=math.sqrt(hf["hidden_size"]), logit_softcap=logit_softcap)
 
 
 GEMMA2_NAMES = {

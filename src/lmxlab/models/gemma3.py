@@ -88,7 +88,7 @@ def config_from_gemma3(hf: HFConfig) -> ModelConfig:
         dataclasses.replace(layer, rope_theta=local_theta, rope_scaling=None) if kind == "sliding_attention" else layer
         for layer, kind in zip(windowed(hf, block, kinds), hf.get("layer_types", kinds), strict=True)
     ]
-    return gemma_model(hf, layers, hf.get("final_logit_softcapping", None))
+    return gemma_model(hf, layers, hf.get_or_off("final_logit_softcapping", None))
 
 
 def _rope(hf: HFConfig, kind: str, older: str, default: float) -> tuple[float, RopeScaling | None]:

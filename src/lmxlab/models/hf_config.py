@@ -31,6 +31,7 @@ class HFConfig:
 
     def __init__(self, fields: dict[str, Any]):
         self.fields = {key: value for key, value in fields.items() if value is not None}
+        self._nulls = fields.keys() - self.fields.keys()
         self.model_type = str(self.fields.get("model_type", "unknown"))
         self._read: set[str] = set()
 
@@ -42,6 +43,10 @@ class HFConfig:
     def get(self, name: str, default: Any) -> Any:
         self._read.add(name)
         return self.fields.get(name, default)
+
+    def get_or_off(self, name: str, default: Any) -> Any:
+        """As `get` for a field that `null` or 0 switches off: None then; `default` only where the field is absent."""
+        return None if name in self._nulls else self.get(name, default) or None
 
     def finish(self) -> None:
         """Raises UserError for a field that is set to something and that nobody has asked for."""
@@ -134,12 +139,15 @@ def decoder(hf: HFConfig, blocks: Sequence[BlockConfig], tied: bool = False, **o
 
 
 def windowed(hf: HFConfig, block: BlockConfig, kinds: Sequence[str]) -> list[BlockConfig]:
-    """A block per layer from `layer_types`: "full_attention", or "sliding_attention" within `sliding_window`."""
+    """A block per layer from `layer_types`: "full_attention", or "sliding_attention" within `sliding_window`.
+
+    Both have defaults: `kinds`, and the 4,096 tokens of the classes that have windows.
+    """
     kinds = hf.get("layer_types", list(kinds))
     unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
     if unknown or len(kinds) != hf["num_hidden_layers"]:
         raise UserError(f"Unsupported layer_types in a {hf.model_type} config: {unknown or f'{len(kinds)} of them'}")
-    window = hf.get("sliding_window", None)
+    window = hf.get_or_off("sliding_window", 4096)
     sliding = dataclasses.replace(block, attention="sliding_window_gqa", window_size=window) if window else block
     return [sliding if kind == "sliding_attention" else block for kind in kinds]
 

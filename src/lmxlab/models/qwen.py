@@ -88,7 +88,7 @@ def config_from_qwen3(hf: HFConfig) -> ModelConfig:
 def _layers(hf: HFConfig, block: BlockConfig) -> list[BlockConfig]:
     """With `use_sliding_window`, the layers from `max_window_layers` on see a window."""
     n_layers, first = hf["num_hidden_layers"], hf.get("max_window_layers", 28)
-    windows = hf.get("use_sliding_window", False) and hf.get("sliding_window", None)
+    windows = hf.get("use_sliding_window", False)
     kinds = ["sliding_attention" if windows and i >= first else "full_attention" for i in range(n_layers)]
     return windowed(hf, block, kinds)
 

@@ -50,7 +50,7 @@ def config_from_smollm3(hf: HFConfig) -> ModelConfig:
     hf.refuse_unless(hidden_act="silu")
     n_layers, every = hf["num_hidden_layers"], hf.get("no_rope_layer_interval", 4)
     rotated = hf.get("no_rope_layers", [int((i + 1) % every != 0) for i in range(n_layers)])
-    windows = hf.get("use_sliding_window", False)
+    windows = hf.get("use_sliding_window", False) and hf.get("sliding_window", None)
     kinds = ["sliding_attention" if windows and not turns else "full_attention" for turns in rotated]
     block = block_from_hf(hf, attention_bias=hf.get("attention_bias", False), bias=hf.get("mlp_bias", False))
     return decoder(hf, _layers(windowed(hf, block, kinds), rotated), tied=True)
