@@ -1,38 +1,57 @@
 """Softmax attention over keys and values that queries share in groups: one forward, for MHA, GQA and MQA."""
 
 import math
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from lmxlab.core import kernels
-from lmxlab.core.cache import KVCache, WindowCache, as_cache
+from lmxlab.core.cache import Cache, KVCache, WindowCache, as_cache
 from lmxlab.core.config import BlockConfig, check_grouping
 from lmxlab.core.linear import Linear
-from lmxlab.core.mask import Mask, additive, causal, restrict
+from lmxlab.core.mask import Mask, additive, causal, hide_padding, restrict
 from lmxlab.core.norm import RMSNorm
 from lmxlab.core.position import RoPE
-from lmxlab.core.registry import Registry
-from lmxlab.errors import UserError
+from lmxlab.core.registry import Registry, check_needs
 
-Cache = KVCache | tuple[mx.array, mx.array] | None
+CacheLike = Cache | tuple[mx.array, mx.array] | None
 
 
 class AttentionBase(nn.Module):
-    """What fills the attention slot of a block: forward(x, mask, cache, rope) -> (out, cache)."""
+    """What fills the attention slot of a block: forward(x, mask, cache, rope) -> (out, cache).
+
+    The layer that writes into the residual stream is named `o_proj`, which makes it start smaller (`models/init.py`).
+
+    Attributes:
+        needs: the fields of BlockConfig that must be set, and what they mean.
+    """
+
+    needs: dict[str, str] = {}
 
     def __init__(self, config: BlockConfig):
         super().__init__()
+        check_needs(self, config)
         self.config = config
 
     def __call__(
-        self, x: mx.array, mask: Mask = None, cache: Cache = None, rope: RoPE | None = None
-    ) -> tuple[mx.array, KVCache | None]:
+        self, x: mx.array, mask: Mask = None, cache: CacheLike = None, rope: RoPE | None = None
+    ) -> tuple[mx.array, Any]:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(x, mask, cache, rope)")
 
-    def make_cache(self) -> KVCache | None:
-        """An empty cache of the kind that this layer continues from."""
+    def make_cache(self) -> Cache | None:
+        """An empty cache of the kind that this layer continues from; None if it needs none."""
         return KVCache()
+
+    @classmethod
+    def flops(cls, config: BlockConfig, seq_len: int) -> int:
+        """Forward FLOPs per token of its matrix products, 2 per multiply-add, among `seq_len` tokens that see all."""
+        raise NotImplementedError(f"{cls.__name__} must define flops(config, seq_len)")
+
+    @classmethod
+    def cached_numbers(cls, config: BlockConfig) -> tuple[int, int]:
+        """Numbers that its cache keeps for each token without end, and at most, per sequence, beside them."""
+        raise NotImplementedError(f"{cls.__name__} must define cached_numbers(config)")
 
 
 class GQA(AttentionBase):
@@ -44,12 +63,7 @@ class GQA(AttentionBase):
 
     def __init__(self, config: BlockConfig):
         super().__init__(config)
-        check_grouping(config)
-        self._build(config.effective_n_kv_heads)
-
-    def _build(self, n_kv_heads: int) -> None:
-        config = self.config
-        self.n_kv_heads = n_kv_heads
+        n_kv_heads = self.n_kv_heads = self._kv_heads(config)
         head_dim = int(config.head_dim)
         bias = config.bias if config.attention_bias is None else config.attention_bias
         self.scale = config.attention_scale or (1 / head_dim if config.mup else 1 / math.sqrt(head_dim))
@@ -64,7 +78,7 @@ class GQA(AttentionBase):
             self.k_norm = RMSNorm(config, n_kv_heads * head_dim if joint else head_dim)
 
     def __call__(
-        self, x: mx.array, mask: Mask = None, cache: Cache = None, rope: RoPE | None = None
+        self, x: mx.array, mask: Mask = None, cache: CacheLike = None, rope: RoPE | None = None
     ) -> tuple[mx.array, KVCache]:
         """Attends from x to itself and to what is cached.
 
@@ -81,24 +95,25 @@ class GQA(AttentionBase):
         q = self._heads(self.q_proj(x), self.config.n_heads, "q_norm")
         k = self._heads(self.k_proj(x), self.n_kv_heads, "k_norm")
         v = self._heads(self.v_proj(x), self.n_kv_heads)
-        cache = as_cache(cache)
-        offset = 0 if cache is None else cache.offset
+        earlier: KVCache | None = as_cache(cache)
+        offset = 0 if earlier is None else earlier.offset
         seq_len = offset + x.shape[1]
         if rope is not None:
             q = rope.rotate(q, offset, seq_len)
             if not rope.depends_on_length:
                 k = rope.rotate(k, offset, seq_len)
-        if cache is None:
-            cache = self.make_cache(k, v)
+        kept = self.make_cache() if earlier is None else earlier
+        if earlier is None:
+            kept.begin(k, v)
         else:
-            k, v = cache.update_and_fetch(k, v)
+            k, v = kept.update_and_fetch(k, v)
         if rope is not None and rope.depends_on_length:
             k = rope.rotate(k, seq_len - k.shape[2], seq_len)
-        mask = self._visible(mask, seq_len, x.shape[1], k.shape[2])
+        mask = self._visible(mask, seq_len, x.shape[1], k.shape[2], kept.left_padding)
         if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
             mask = additive(mask, x.shape[1], k.shape[2], q.dtype)
         out = kernels.attention(q, k, v, self.scale, mask, self.config.attention_softcap)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)), cache
+        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)), kept
 
     def _heads(self, x: mx.array, n_heads: int, norm: str | None = None) -> mx.array:
         """(B, T, n_heads * head_dim) -> (B, n_heads, T, head_dim), normalised per head if the layer has that norm."""
@@ -110,84 +125,125 @@ class GQA(AttentionBase):
             x = self[norm](x)
         return x.transpose(0, 2, 1, 3)
 
-    def make_cache(self, keys: mx.array | None = None, values: mx.array | None = None) -> KVCache:
-        """A cache that holds these tokens, empty without any."""
-        return KVCache(keys, values)
+    def make_cache(self) -> KVCache:
+        return KVCache()
 
-    def _visible(self, mask: Mask, end: int, queries: int, keys: int) -> Mask:
+    def _visible(self, mask: Mask, end: int, queries: int, keys: int, padding: mx.array | None) -> Mask:
         """The mask for the last `queries` positions before `end` over the last `keys` of them."""
-        return mask
+        return mask if padding is None else hide_padding(mask, end, queries, keys, padding)
+
+    @classmethod
+    def flops(cls, config: BlockConfig, seq_len: int) -> int:
+        width, kv_width = config.n_heads * config.head_dim, cls._kv_heads(config) * config.head_dim
+        projections = 2 * config.d_model * (2 * width + 2 * kv_width)  # q and o; k and v
+        # Also where a window or chunk masks most of them, training computes all scores.
+        return projections + 2 * 2 * seq_len * width  # scores q k^T; weights times v
+
+    @classmethod
+    def cached_numbers(cls, config: BlockConfig) -> tuple[int, int]:
+        return 2 * cls._kv_heads(config) * config.head_dim, 0
+
+    @staticmethod
+    def _kv_heads(config: BlockConfig) -> int:
+        check_grouping(config)
+        return config.effective_n_kv_heads
 
 
 class MHA(GQA):
     """Multi-head attention (1706.03762): every query head has its own key/value head; n_kv_heads is ignored."""
 
-    def __init__(self, config: BlockConfig):
-        AttentionBase.__init__(self, config)
-        self._build(config.n_heads)
+    @staticmethod
+    def _kv_heads(config: BlockConfig) -> int:
+        return config.n_heads
 
 
 class LocalGQA(GQA):
     """Grouped-query attention to positions nearby; subclasses say how far back that can be, and which they are."""
 
-    reach: int
+    def __init__(self, config: BlockConfig):
+        super().__init__(config)
+        self.reach = self._reach(config)
 
-    def make_cache(self, keys: mx.array | None = None, values: mx.array | None = None) -> KVCache:
-        return WindowCache(self.reach, keys, values)
+    def make_cache(self) -> KVCache:
+        return WindowCache(self.reach)
 
     def near(self, queries: mx.array, keys: mx.array) -> mx.array:
         """Whether a query at one position may attend to a key at another, causality apart; shapes broadcast."""
         raise NotImplementedError
 
-    def _visible(self, mask: Mask, end: int, queries: int, keys: int) -> Mask:
+    def _visible(self, mask: Mask, end: int, queries: int, keys: int, padding: mx.array | None) -> Mask:
         positions = mx.arange(end - keys, end)
-        near = self.near(positions[-queries:, None], positions)
+        # Positions of a row's own text, which chunks go by, start after its padding.
+        own = positions if padding is None else positions - padding[:, None, None]
+        near = self.near(own[..., -queries:, None], own[..., None, :])
         if isinstance(mask, str):
-            return near & causal(queries, keys)
-        return near if mask is None else restrict(mask[..., -keys:], near)
+            mask = near & causal(queries, keys)
+        else:
+            mask = near if mask is None else restrict(mask[..., -keys:], near)
+        return super()._visible(mask, end, queries, keys, padding)
+
+    @classmethod
+    def cached_numbers(cls, config: BlockConfig) -> tuple[int, int]:
+        per_token, _ = super().cached_numbers(config)
+        return 0, per_token * cls._reach(config)
+
+    @staticmethod
+    def _reach(config: BlockConfig) -> int:
+        raise NotImplementedError
 
 
 class SlidingWindowGQA(LocalGQA):
     """GQA to the last `window_size` positions, the query's own among them (2004.05150, section 3.1)."""
 
-    def __init__(self, config: BlockConfig):
-        if config.window_size is None:
-            raise UserError("sliding_window_gqa needs window_size: how many positions a query sees, its own included")
-        self.reach = config.window_size
-        super().__init__(config)
+    needs = {"window_size": "how many positions a query sees, its own included"}
 
     def near(self, queries: mx.array, keys: mx.array) -> mx.array:
         return queries - keys < self.reach
 
-    def _visible(self, mask: Mask, end: int, queries: int, keys: int) -> Mask:
+    def _visible(self, mask: Mask, end: int, queries: int, keys: int, padding: mx.array | None) -> Mask:
         if keys > self.reach:
-            return super()._visible(mask, end, queries, keys)
-        return mask[..., -keys:] if isinstance(mask, mx.array) else mask  # none is out of reach
+            return super()._visible(mask, end, queries, keys, padding)
+        mask = mask[..., -keys:] if isinstance(mask, mx.array) else mask  # none is out of reach
+        return GQA._visible(self, mask, end, queries, keys, padding)
+
+    @staticmethod
+    def _reach(config: BlockConfig) -> int:
+        assert config.window_size is not None
+        return config.window_size
 
 
 class ChunkedGQA(LocalGQA):
     """GQA within chunks of `attention_chunk_size` absolute positions, as in Llama 4."""
 
-    def __init__(self, config: BlockConfig):
-        if config.attention_chunk_size is None:
-            raise UserError("chunked_gqa needs attention_chunk_size: the positions that share a chunk")
-        self.reach = config.attention_chunk_size
-        super().__init__(config)
+    needs = {"attention_chunk_size": "how many positions share a chunk"}
 
     def near(self, queries: mx.array, keys: mx.array) -> mx.array:
         return queries // self.reach == keys // self.reach
+
+    @staticmethod
+    def _reach(config: BlockConfig) -> int:
+        assert config.attention_chunk_size is not None
+        return config.attention_chunk_size
 
 
 class NoneAttention(AttentionBase):
     """Returns `(x, None)`, when called by itself; a block leaves the whole branch out."""
 
     def __call__(
-        self, x: mx.array, mask: Mask = None, cache: Cache = None, rope: RoPE | None = None
+        self, x: mx.array, mask: Mask = None, cache: CacheLike = None, rope: RoPE | None = None
     ) -> tuple[mx.array, None]:
         return x, None
 
     def make_cache(self) -> None:
         return None
+
+    @classmethod
+    def flops(cls, config: BlockConfig, seq_len: int) -> int:
+        return 0
+
+    @classmethod
+    def cached_numbers(cls, config: BlockConfig) -> tuple[int, int]:
+        return 0, 0
 
 
 attention_registry: Registry[type[AttentionBase]] = Registry("attention")

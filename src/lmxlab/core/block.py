@@ -3,13 +3,15 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from lmxlab.core.attention import Cache, attention_registry
-from lmxlab.core.cache import KVCache, as_cache
+from lmxlab.core.attention import CacheLike, attention_registry
+from lmxlab.core.cache import Cache, as_cache
 from lmxlab.core.config import EMBEDDING_POSITIONS, BlockConfig
+from lmxlab.core.dropout import Dropout, drawing_from, new_key
 from lmxlab.core.ffn import ffn_registry
 from lmxlab.core.mask import Mask
 from lmxlab.core.norm import norm_registry
 from lmxlab.core.position import ALiBi, NoPosition, RoPE, position_registry
+from lmxlab.core.recompute import recompute
 from lmxlab.errors import UnknownNameError
 
 
@@ -43,7 +45,7 @@ class ConfigurableBlock(nn.Module):
         if self._placement == "sandwich":
             self.attn_out_norm = make_norm(config) if self.has_attention else nn.Identity()
             self.ffn_out_norm = make_norm(config) if self.has_ffn else nn.Identity()
-        self.resid_dropout = nn.Dropout(config.dropout)
+        self.resid_dropout = Dropout(config.dropout)
         make_position = position_registry.get(config.position)
         self.position = (NoPosition if config.position in EMBEDDING_POSITIONS else make_position)(config)
 
@@ -55,21 +57,32 @@ class ConfigurableBlock(nn.Module):
     def has_ffn(self) -> bool:
         return self.config.ffn != "none"
 
-    def __call__(self, x: mx.array, mask: Mask = None, cache: Cache = None) -> tuple[mx.array, KVCache | None]:
+    def __call__(self, x: mx.array, mask: Mask = None, cache: CacheLike = None) -> tuple[mx.array, Cache | None]:
         """x (B, T, d_model), mask and cache as in attention.GQA -> (x (B, T, d_model), cache to continue from)."""
-        new_cache: KVCache | None = None
+        new_cache: Cache | None = None
         if self.has_attention:
-            cache = as_cache(cache)
+            earlier = as_cache(cache)
             rope = self.position if isinstance(self.position, RoPE) else None
             if isinstance(self.position, ALiBi):
-                mask = self.position(mask, x.shape[1], 0 if cache is None else cache.offset)
-            out, new_cache = self.attention(self._before("attn", x), mask=mask, cache=cache, rope=rope)
+                mask = self.position(mask, x.shape[1], 0 if earlier is None else earlier.offset)
+            out, new_cache = self.attention(self._before("attn", x), mask=mask, cache=earlier, rope=rope)
             x = self._after("attn", x, out)
         if self.has_ffn:
             x = self._after("ffn", x, self.ffn(self._before("ffn", x)))
         return x, new_cache
 
-    def make_cache(self) -> KVCache | None:
+    def recomputed(self, x: mx.array, mask: Mask = None) -> mx.array:
+        """As a call without a cache, whose intermediate results are computed again for the backward pass."""
+        if not self.config.dropout:
+            return recompute(self, lambda x: self(x, mask)[0], x)
+
+        def call(x: mx.array, key: mx.array) -> mx.array:
+            with drawing_from(key):
+                return self(x, mask)[0]
+
+        return recompute(self, call, x, new_key())
+
+    def make_cache(self) -> Cache | None:
         """An empty cache of the kind that this layer's attention continues; None when it keeps nothing."""
         return self.attention.make_cache()
 

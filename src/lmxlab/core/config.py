@@ -3,34 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmxlab.core.component_fields import ROTATED, check_all_read
 from lmxlab.core.fields import Derived, check, check_positive, check_types, known, plain
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.errors import UnknownNameError, UserError
 
 ACTIVATIONS = {"standard": ("gelu", "gelu_tanh"), "gated": ("silu", "gelu_tanh")}  # by FFN, the usual one first
-ROTATED = ("mha", "gqa", "sliding_window_gqa", "chunked_gqa")  # attention that a block's rope rotates
 NORM_PLACEMENTS = ("pre", "post", "branch", "sandwich")
 EMBEDDING_POSITIONS = ("sinusoidal", "learned")  # added once to the embeddings, by the model
-
-
-# Fields that only some components read, by the slot they belong to. The components below are known to read none of
-# them: with these a field that is set is a mistake, and one of a later component's own is not judged here.
-READS_NONE = {"attention": ("mha", "gqa"), "ffn": ("standard", "gated", "relu2", "gated_relu2")}
-OF_SOME = {
-    "attention": (
-        "window_size",
-        "attention_chunk_size",
-        "kv_lora_rank",
-        "q_lora_rank",
-        "rope_dim",
-        "sparse_compress_ratio",
-        "sparse_select_k",
-        "use_short_conv",
-        "mamba_n_heads",
-        "mamba_head_dim",
-    ),
-    "ffn": ("n_experts", "n_shared_experts", "moe_latent_size", "moe_d_ff", "shared_expert_d_ff"),
-}
 
 
 @dataclass(frozen=True)
@@ -154,14 +134,7 @@ class BlockConfig:
             raise UserError(f"d_model is {self.d_model}; sinusoidal positions come in pairs, so it must be even")
         if self.rope_scaling is not None and self.position != "rope":
             raise UserError(f"rope_scaling would be ignored: position is {self.position!r}; set position='rope'")
-        for slot, fields in OF_SOME.items():
-            component = getattr(self, slot)
-            for name in fields:
-                if getattr(self, name) and component in READS_NONE[slot]:
-                    raise UserError(
-                        f"{name} {getattr(self, name)!r} would be ignored: {slot} {component!r} does not read it; "
-                        f"leave it out, or choose the {slot} that it belongs to"
-                    )
+        check_all_read(self)
         if self.activation is not None:
             if self.ffn not in ACTIVATIONS:
                 raise UserError(
@@ -197,6 +170,8 @@ class ModelConfig:
         mtp_n_predict, mtp_lambda: extra prediction heads that training adds, and the weight of their loss.
         embed_scale: embeddings are multiplied by it on the way in (sqrt(d_model) in Vaswani et al. 2017).
         logit_softcap: logits z become cap tanh(z / cap) (Gemma 2).
+        gradient_checkpointing: while training, only the inputs of the blocks are kept for the backward pass, and each
+            block is computed again there (1604.06174): memory for about a third more time.
 
     >>> config = ModelConfig(BlockConfig(d_model=64, n_heads=4), n_layers=2)
     >>> config.get_block_config(1) is config.block, ModelConfig.from_dict(config.to_dict()) == config
@@ -213,6 +188,7 @@ class ModelConfig:
     mtp_lambda: float = 0.1
     embed_scale: float = field(default=1.0, kw_only=True)
     logit_softcap: float | None = field(default=None, kw_only=True)
+    gradient_checkpointing: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -9,20 +9,35 @@ from lmxlab.core import kernels
 from lmxlab.core.config import BlockConfig
 from lmxlab.core.linear import Linear
 from lmxlab.core.recompute import recompute
-from lmxlab.core.registry import Registry
+from lmxlab.core.registry import Registry, check_needs
 
 
 class FFNBase(nn.Module):
-    """Holds the config; subclasses map (..., d_model) to (..., d_model)."""
+    """Holds the config; subclasses map (..., d_model) to (..., d_model).
+
+    The layer that writes into the residual stream is named `down`, which makes it start smaller (`models/init.py`).
+
+    Attributes:
+        needs: the fields of BlockConfig that must be set, and what they mean.
+    """
+
+    needs: dict[str, str] = {}
 
     def __init__(self, config: BlockConfig):
         super().__init__()
+        check_needs(self, config)
         self.config = config
+
+    @classmethod
+    def flops(cls, config: BlockConfig) -> int:
+        """Forward FLOPs per token of its matrix products, 2 per multiply-add."""
+        raise NotImplementedError(f"{cls.__name__} must define flops(config)")
 
 
 class _UpDownFFN(FFNBase):
     # From the channels that x is projected to, each (..., d_ff), the one that is projected down.
     activate: Callable[..., mx.array]
+    n_matrices = 2
 
     def __init__(self, config: BlockConfig):
         super().__init__(config)
@@ -44,8 +59,14 @@ class _UpDownFFN(FFNBase):
 
         return recompute(self.down, project, *channels) if self.training else project(*channels)
 
+    @classmethod
+    def flops(cls, config: BlockConfig) -> int:
+        return 2 * cls.n_matrices * config.d_model * config.d_ff
+
 
 class _GatedUpDownFFN(_UpDownFFN):
+    n_matrices = 3
+
     def __init__(self, config: BlockConfig):
         super().__init__(config)
         self.gate = Linear(config.d_model, config.d_ff, bias=config.bias)
@@ -89,6 +110,10 @@ class NoneFFN(FFNBase):
 
     def __call__(self, x: mx.array) -> mx.array:
         return x
+
+    @classmethod
+    def flops(cls, config: BlockConfig) -> int:
+        return 0
 
 
 ffn_registry: Registry[type[FFNBase]] = Registry("ffn")

@@ -28,3 +28,22 @@ def additive(mask: Mask, queries: int, keys: int, dtype: mx.Dtype) -> mx.array:
 def restrict(mask: mx.array, allowed: mx.array) -> mx.array:
     """A boolean or additive mask, with what is not `allowed` (boolean) masked, too."""
     return mask & allowed if mask.dtype == mx.bool_ else mx.where(allowed, mask, mx.finfo(mask.dtype).min)
+
+
+def hide_padding(mask: Mask, end: int, queries: int, keys: int, padding: mx.array) -> mx.array:
+    """The mask for the last `queries` positions before `end` over the last `keys`, none to a row's left padding.
+
+    A padded query sees itself: with nothing to see its output would be no number, and spread from there.
+
+    Args:
+        padding: (B,) how many tokens before each row's text are padding.
+
+    Returns:
+        A boolean or additive mask, broadcastable to (B, heads, queries, keys).
+    """
+    positions = mx.arange(end - keys, end)
+    own = positions[-queries:, None] == positions
+    real = (positions >= padding[:, None, None, None]) | own
+    if isinstance(mask, str):
+        return real & causal(queries, keys)
+    return real if mask is None else restrict(mask, real)

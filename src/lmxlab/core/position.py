@@ -2,6 +2,7 @@
 
 Positions are absolute: `offset` is the number of tokens before the first one given, so cached decoding
 goes on where the cache ends.
+What goes by distance alone (RoPE, ALiBi) needs no more than one offset, also where rows have left padding.
 
 Their tables are numpy arrays: a module's MLX arrays are its state, which a compiled step carries through every call.
 """
@@ -18,6 +19,9 @@ from lmxlab.core.mask import Mask, additive
 from lmxlab.core.registry import Registry
 from lmxlab.core.rope_scaling import inverse_frequencies
 from lmxlab.errors import UserError
+
+Offset = int | mx.array
+"""Tokens before the first one given: one number, or (B,) of them where rows have padding of their own."""
 
 
 class RoPE(nn.Module):
@@ -70,12 +74,12 @@ class Sinusoidal(nn.Module):
         self.d_model = config.d_model
         self._table = _sinusoids(config.max_seq_len, config.d_model)
 
-    def __call__(self, x: mx.array, offset: int = 0) -> mx.array:
+    def __call__(self, x: mx.array, offset: Offset = 0) -> mx.array:
         """x (..., T, d_model), its first token at position `offset` -> the same shape and dtype."""
-        end = offset + x.shape[-2]
+        end = _end(x, offset)
         if end > len(self._table):
             self._table = _sinusoids(2 ** math.ceil(math.log2(end)), self.d_model)
-        return x + mx.array(self._table[offset:end]).astype(x.dtype)
+        return x + _rows(mx.array(self._table[:end]).astype(x.dtype), offset, x.shape[-2])
 
 
 def _sinusoids(n_positions: int, d_model: int) -> np.ndarray:
@@ -90,19 +94,35 @@ class Learned(nn.Module):
         super().__init__()
         self.weight = mx.random.normal((config.max_seq_len, config.d_model), scale=0.02)
 
-    def __call__(self, x: mx.array, offset: int = 0) -> mx.array:
+    def __call__(self, x: mx.array, offset: Offset = 0) -> mx.array:
         """x (..., T, d_model), its first token at position `offset` -> the same shape.
 
         Raises:
             UserError: a position that the table does not have.
         """
-        end, n_rows = offset + x.shape[-2], self.weight.shape[0]
+        end, n_rows = _end(x, offset), self.weight.shape[0]
         if end > n_rows:
             raise UserError(
                 f"A sequence of {end} tokens is longer than max_seq_len {n_rows} of the learned positions; "
                 "shorten it, or use position 'rope', 'alibi' or 'sinusoidal'"
             )
-        return x + self.weight[offset:end]
+        return x + _rows(self.weight, offset, x.shape[-2])
+
+
+def _end(x: mx.array, offset: Offset) -> int:
+    """The largest position among those of x (..., T, d_model), and 1."""
+    first = offset if isinstance(offset, int) else int(offset.max().item())  # type: ignore[arg-type]  # no complex
+    return first + x.shape[-2]
+
+
+def _rows(table: mx.array, offset: Offset, n_tokens: int) -> mx.array:
+    """Rows of `table` for `n_tokens` positions from `offset`: (T, d_model), or (B, T, d_model) for an array of them.
+
+    Positions before 0 are those of padding; they get row 0.
+    """
+    if isinstance(offset, int):
+        return table[offset : offset + n_tokens]
+    return table[mx.maximum(offset[:, None] + mx.arange(n_tokens), 0)]
 
 
 class ALiBi(nn.Module):

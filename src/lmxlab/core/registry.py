@@ -1,7 +1,7 @@
 """A table from names, as they stand in configs, to the components that they mean."""
 
 from collections.abc import Callable
-from typing import Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 from lmxlab.errors import UnknownNameError, UserError, unknown_name
 
@@ -68,3 +68,10 @@ class Registry(Generic[T]):
 
     def __contains__(self, key: str) -> bool:
         return key in self._entries
+
+
+def check_needs(component: Any, config: Any) -> None:
+    """Raises UserError for a field of `component.needs` that the config leaves unset, naming it and its meaning."""
+    for name, meaning in component.needs.items():
+        if getattr(config, name) is None:
+            raise UserError(f"{type(component).__name__} needs {name}: {meaning}; set it in BlockConfig")

@@ -129,6 +129,7 @@ def _lab_size(family: Family, vocab_size: int, seq_len: int) -> ModelConfig:
         # Published windows are longer than the context here: they would change nothing.
         "window_size": max(2, seq_len // LAB_WINDOWS),
         "global_every": LAB_LAYERS,
+        **family.lab,
     }
     takes = inspect.signature(family.config).parameters
     return family.config(**{name: value for name, value in shape.items() if name in takes})

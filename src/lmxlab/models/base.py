@@ -10,8 +10,9 @@ from mlx.utils import tree_flatten
 
 from lmxlab.core import kernels
 from lmxlab.core.block import ConfigurableBlock
-from lmxlab.core.cache import KVCache, as_cache
+from lmxlab.core.cache import Cache, as_cache
 from lmxlab.core.config import EMBEDDING_POSITIONS, ModelConfig
+from lmxlab.core.dropout import Dropout
 from lmxlab.core.norm import norm_registry
 from lmxlab.core.position import position_registry
 from lmxlab.errors import UserError
@@ -42,7 +43,7 @@ class LanguageModel(nn.Module):
         added = [layer for layer in layers if layer.position in EMBEDDING_POSITIONS]
         if added:
             self.embed_position = position_registry.get(added[0].position)(added[0])
-        self.embed_dropout = nn.Dropout(block.dropout)
+        self.embed_dropout = Dropout(block.dropout)
         self.blocks = [ConfigurableBlock(layer) for layer in layers]
         self.final_norm = norm_registry.get(block.norm)(block)
         if not config.tie_embeddings:
@@ -67,7 +68,7 @@ class LanguageModel(nn.Module):
         logits = self.logits(self._scaled(hidden))
         return (logits, caches, hidden) if return_hidden else (logits, caches)
 
-    def hidden_states(self, x: mx.array, cache: Sequence[Any] | None = None) -> tuple[mx.array, list[KVCache | None]]:
+    def hidden_states(self, x: mx.array, cache: Sequence[Any] | None = None) -> tuple[mx.array, list[Cache | None]]:
         """(B, T) -> what the output projection is applied to, (B, T, d_model), and the caches.
 
         These are the states after the final norm, divided by width_mult under muP.
@@ -97,9 +98,24 @@ class LanguageModel(nn.Module):
         """The matrix of the output projection, (vocab_size, d_model)."""
         return self.embed.weight if self.config.tie_embeddings else self.head.weight
 
-    def make_cache(self) -> list[KVCache | None]:
-        """Empty caches, one per layer, for decoding from the first token on."""
-        return [block.make_cache() for block in self.blocks]
+    def make_cache(
+        self, left_padding: mx.array | Sequence[int] | None = None, bits: int | None = None
+    ) -> list[Cache | None]:
+        """Empty caches, one per layer, for decoding from the first token on.
+
+        Args:
+            left_padding: (B,) how many tokens before each row's prompt are padding, which nothing then sees.
+            bits: 8 or 4 to keep keys and values in so many bits; windows and recurrent states stay whole.
+        """
+        caches = [block.make_cache() for block in self.blocks]
+        if bits is not None:
+            caches = [cache and cache.quantized(bits) for cache in caches]
+        if left_padding is not None:
+            padding = left_padding if isinstance(left_padding, mx.array) else mx.array(list(left_padding))
+            for cache in caches:
+                if cache is not None:
+                    cache.left_padding = padding
+        return caches
 
     def count_parameters(self) -> int:
         """Number of parameters, a tied matrix once."""
@@ -109,22 +125,25 @@ class LanguageModel(nn.Module):
     def _scaled(self, hidden: mx.array) -> mx.array:
         return hidden / self.config.width_mult if self.config.mup_base_width else hidden
 
-    def _trunk(self, x: mx.array, cache: Sequence[Any] | None) -> tuple[mx.array, list[KVCache | None]]:
+    def _trunk(self, x: mx.array, cache: Sequence[Any] | None) -> tuple[mx.array, list[Cache | None]]:
         if x.ndim != 2 or x.shape[1] == 0:
             raise UserError(f"Tokens have shape {tuple(x.shape)}; a model takes (batch, length) with length at least 1")
         if cache is not None and len(cache) != len(self.blocks):
             raise UserError(f"The cache has {len(cache)} entries, the model {len(self.blocks)} layers; give one each")
         caches = [as_cache(entry) for entry in cache or [None] * len(self.blocks)]
-        offset = next((entry.offset for entry in caches if entry is not None), 0)
+        offset, padding = next(((entry.offset, entry.left_padding) for entry in caches if entry is not None), (0, None))
         h = self.embed(x)
         if self.config.embed_scale != 1.0:
             h = h * self.config.embed_scale
         if "embed_position" in self:
-            h = self.embed_position(h, offset)
+            h = self.embed_position(h, offset if padding is None else offset - padding)
         h = self.embed_dropout(h)
         mask = "causal" if x.shape[1] > 1 else None  # one query sees all that came before it
         for i, block in enumerate(self.blocks):
-            h, caches[i] = block(h, mask, caches[i])
+            if self.config.gradient_checkpointing and self.training and cache is None:
+                h = block.recomputed(h, mask)
+            else:
+                h, caches[i] = block(h, mask, caches[i])
         return self.final_norm(h), caches
 
 

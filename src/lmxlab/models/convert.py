@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from lmxlab.core.config import ModelConfig
+from lmxlab.core.precision import cast
 from lmxlab.errors import MissingExtraError, UserError
 from lmxlab.models import gemma, gemma3, gpt, llama, mistral, olmo2, qwen, smollm3
 from lmxlab.models.base import LanguageModel
@@ -96,7 +97,7 @@ def load_from_hf(
     weights = _convert(_converter(hf_config), _read_safetensors(folder), config)
     model = LanguageModel(config)
     _check_complete(weights, dict(_leaves(model)), folder)
-    model.update(tree_unflatten([(name, array.astype(dtype)) for name, array in weights.items()]))
+    model.update(tree_unflatten([(name, cast(name, array, dtype)) for name, array in weights.items()]))
     if quantize is not None:
         narrow = [name for name, array in weights.items() if array.ndim == 2 and array.shape[1] % GROUP_SIZE]
         if narrow:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from lmxlab.core.config import ModelConfig
 from lmxlab.errors import UnknownNameError
@@ -17,6 +18,7 @@ class Family:
         tiny: a config that tests and first tries can run anywhere.
         presets: named sizes.
         description: one line.
+        lab: further arguments of `config` at laboratory size (`experiments/designs.py`): few experts, small ranks.
     """
 
     name: str
@@ -24,6 +26,7 @@ class Family:
     tiny: Callable[[], ModelConfig]
     presets: dict[str, Callable[[], ModelConfig]] = field(default_factory=dict)
     description: str = ""
+    lab: dict[str, Any] = field(default_factory=dict)
 
 
 def _presets(*factories: Callable[[], ModelConfig]) -> dict[str, Callable[[], ModelConfig]]:

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import mlx.core as mx
 
-from lmxlab.core.cache import KVCache
+from lmxlab.core.cache import Cache
 from lmxlab.core.position import RoPE
 from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel, check_tokens, evaluating
@@ -114,7 +114,7 @@ def _decode(model: LanguageModel, prompt: mx.array, max_tokens: int, sampler: Sa
         drawn = following
 
 
-def _prefill(model: LanguageModel, prompt: mx.array, cache: list[KVCache | None]) -> mx.array:
+def _prefill(model: LanguageModel, prompt: mx.array, cache: list[Cache | None]) -> mx.array:
     """Reads all but the last part of a long prompt into the cache, part by part, and returns that last part.
 
     Attention over a whole long prompt at once holds a square of its length. Dynamic rope scaling goes by the length of

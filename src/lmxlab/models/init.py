@@ -22,16 +22,20 @@ def init_weights(model: "LanguageModel") -> None:
 
     Under muP (2203.03466, table 8) the matrices inside the blocks have variance proportional to 1 / width:
     0.02^2 / width_mult. Embeddings and head do not depend on it.
+
+    A module whose own parameters are none of these (stacked experts, convolutions, rates) has a method
+    `init_weights(std)` that draws them; std is what a matrix in its place would get.
     """
     n_branches = sum(block.has_attention + block.has_ffn for block in model.blocks)
     residual_std = STD / math.sqrt(max(n_branches, 1))
     for path, module in model.named_modules():
-        # Embeddings, learned positions and the head are vector-like: one of their sides does not grow with the width.
-        in_block = path.startswith("blocks.")
         std = residual_std if path.rsplit(".", 1)[-1] in RESIDUAL_OUTPUTS else STD
-        if in_block:
+        # Embeddings, learned positions and the head are vector-like: one of their sides does not grow with the width.
+        if path.startswith("blocks."):
             std /= math.sqrt(model.config.width_mult)
-        if isinstance(module, nn.Linear | nn.Embedding) or path == "embed_position" and "weight" in module:
+        if hasattr(module, "init_weights"):
+            module.init_weights(std)
+        elif isinstance(module, nn.Linear | nn.Embedding) or path == "embed_position" and "weight" in module:
             module.weight = mx.random.normal(module.weight.shape, scale=std)
             if "bias" in module:
                 module.bias = mx.zeros_like(module.bias)

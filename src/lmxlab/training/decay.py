@@ -6,7 +6,9 @@ import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.utils import tree_map_with_path
 
-UNDECAYED = ("embed", "position", "norm", "bias", "A_log")
+from lmxlab.core.precision import keeps_float32
+
+UNDECAYED = ("embed", "position", "norm", "bias")
 
 
 def decays(path: str, parameter: mx.array) -> bool:
@@ -15,7 +17,7 @@ def decays(path: str, parameter: mx.array) -> bool:
     >>> decays("blocks.0.ffn.up.weight", mx.zeros((4, 4))), decays("embed.weight", mx.zeros((4, 4)))
     (True, False)
     """
-    return parameter.ndim >= 2 and not any(word in path for word in UNDECAYED)
+    return parameter.ndim >= 2 and not keeps_float32(path) and not any(word in path for word in UNDECAYED)
 
 
 class MatrixDecay(optim.Optimizer):

@@ -7,10 +7,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from lmxlab import platform
 from lmxlab.core import kernels
+from lmxlab.core.precision import cast
 from lmxlab.models.base import evaluating
 from lmxlab.training.config import TrainConfig
 
@@ -63,9 +64,10 @@ class Precision:
 
     def cast(self, parameters: Any) -> Any:
         """The floating-point arrays of a parameter tree in the compute type; differentiable."""
-        if self.dtype is None:
+        dtype = self.dtype
+        if dtype is None:
             return parameters
-        return tree_map(lambda p: p.astype(self.dtype) if mx.issubdtype(p.dtype, mx.floating) else p, parameters)
+        return tree_map_with_path(lambda path, p: cast(path, p, dtype), parameters)
 
     @contextmanager
     def computing(self, model: nn.Module) -> Iterator[None]:

@@ -1,0 +1,48 @@
+"""Which of BlockConfig's optional fields each component reads: one that is set and not read would be a silent mistake.
+
+A component that is not listed, such as one that a user registers, is not judged.
+"""
+
+from typing import Any
+
+from lmxlab.errors import UserError
+
+# Attention whose q and k the block's rope rotates.
+ROTATED = ("mha", "gqa", "sliding_window_gqa", "chunked_gqa")
+
+READS: dict[str, dict[str, tuple[str, ...]]] = {
+    "attention": {
+        "mha": (),
+        "gqa": (),
+        "sliding_window_gqa": ("window_size",),
+        "chunked_gqa": ("attention_chunk_size",),
+        "mla": ("kv_lora_rank", "q_lora_rank", "rope_dim"),
+        "sparse_gqa": ("sparse_compress_ratio", "sparse_select_k", "window_size"),
+        "gated_deltanet": ("use_short_conv",),
+        "mamba2": ("mamba_n_heads", "mamba_head_dim"),
+        "mamba3": ("mamba_n_heads", "mamba_head_dim", "mamba_bc_norm", "mamba_trapezoidal", "mamba_complex_a"),
+    },
+    "ffn": {
+        "standard": (),
+        "gated": (),
+        "relu2": (),
+        "gated_relu2": (),
+        "moe": ("n_experts", "moe_d_ff"),
+        "shared_moe": ("n_experts", "n_shared_experts", "moe_d_ff", "shared_expert_d_ff"),
+        "latent_moe": ("n_experts", "moe_latent_size", "moe_d_ff", "shared_expert_d_ff"),
+    },
+}
+
+
+def check_all_read(config: Any) -> None:
+    """Raises UserError for a field of a BlockConfig that is set and that its component does not read."""
+    for slot, components in READS.items():
+        component = getattr(config, slot)
+        if component not in components:
+            continue
+        for name in sorted({field for fields in components.values() for field in fields}):
+            if getattr(config, name) and name not in components[component]:
+                raise UserError(
+                    f"{name} {getattr(config, name)!r} would be ignored: {slot} {component!r} does not read it; "
+                    f"leave it out, or choose the {slot} that it belongs to"
+                )

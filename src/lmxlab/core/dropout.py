@@ -1,0 +1,45 @@
+"""Dropout whose random numbers can be drawn again, as a pass that is computed twice needs them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlx.core as mx
+import mlx.nn as nn
+
+_keys: list[mx.array] = []  # the key that draws come from inside `drawing_from`; none: mx.random's global one
+
+
+class Dropout(nn.Module):
+    """While training, each number is 0 with probability p, and the others are larger by 1 / (1 - p) (1207.0580)."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self.p == 0 or not self.training:
+            return x
+        kept = mx.random.bernoulli(1 - self.p, x.shape, key=_next_key())
+        return (1 / (1 - self.p)) * kept * x
+
+
+@contextmanager
+def drawing_from(key: mx.array) -> Iterator[None]:
+    """Within the block, dropout draws from `key` and leaves mx.random's global state alone: equal keys, equal draws."""
+    _keys.append(key)
+    try:
+        yield
+    finally:
+        _keys.pop()
+
+
+def new_key() -> mx.array:
+    """A key for `drawing_from`, drawn from mx.random's global state."""
+    return mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
+
+
+def _next_key() -> mx.array | None:
+    if not _keys:
+        return None
+    _keys[-1], key = mx.random.split(_keys[-1])
+    return key
