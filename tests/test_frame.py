@@ -29,6 +29,7 @@ NOT_MIRRORED = {
     "core/test_ffn_and_norm.py",
     "experiments/test_exports.py",
     "experiments/test_tracking_writers.py",
+    "models/test_cache_laws.py",
     "models/test_parity.py",
     "models/test_properties.py",
     "training/test_precision.py",

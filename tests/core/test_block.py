@@ -62,3 +62,20 @@ def test_dropout_works_in_training_only() -> None:
     assert not mx.array_equal(block(x)[0], block(x)[0])
     block.eval()
     assert mx.array_equal(block(x)[0], block(x)[0])
+
+
+def test_a_block_computed_again_drops_the_same_numbers_in_both_passes() -> None:
+    block = ConfigurableBlock(BlockConfig(d_model=16, n_heads=2, d_ff=32, dropout=0.5))
+    x = mx.random.normal((2, 6, 16))
+
+    def loss(x: mx.array) -> mx.array:
+        mx.random.seed(5)
+        return (block.recomputed(x, "causal") ** 2).mean()
+
+    gradient = mx.grad(loss)(x)
+    step = 1e-2
+    slope = (loss(x + step * gradient) - loss(x - step * gradient)) / (2 * step)
+    assert abs(float(slope / (gradient**2).sum()) - 1) < 0.01
+    mx.random.seed(5)
+    draws = [block.recomputed(x, "causal") for _ in range(2)]
+    assert not mx.allclose(*draws)

@@ -2,7 +2,16 @@ import mlx.core as mx
 import pytest
 
 from lmxlab.core import cache as caches
-from lmxlab.core.cache import STEP_TOKENS, KVCache, WindowCache, as_cache
+from lmxlab.core.cache import (
+    STEP_TOKENS,
+    JointCache,
+    KVCache,
+    QuantizedKVCache,
+    RecurrentCache,
+    WindowCache,
+    as_cache,
+)
+from lmxlab.errors import UserError
 
 
 def draw(n_tokens: int) -> tuple[mx.array, mx.array]:
@@ -109,3 +118,57 @@ def test_a_window_cache_is_trimmed_as_far_as_it_can_go_on(monkeypatch: pytest.Mo
     short = WindowCache(4)
     short.update_and_fetch(*draw(3))
     assert short.trim(10) == 3 and short.offset == 0
+
+
+@pytest.mark.parametrize(("bits", "error", "size"), [(8, 0.04, 0.35), (4, 0.5, 0.2)])
+def test_a_quantised_cache_is_small_and_near(bits: int, error: float, size: float) -> None:
+    whole, cache = KVCache(), KVCache().quantized(bits)
+    for n_tokens in (STEP_TOKENS - 2, 1, 5, 1):
+        keys, values = (mx.random.normal((2, 3, n_tokens, 64)) for _ in range(2))
+        expected, fetched = whole.update_and_fetch(keys, values), cache.update_and_fetch(keys, values)
+    for i in range(2):
+        assert fetched[i].shape == expected[i].shape and fetched[i].dtype == mx.float32
+        assert 0 < float(mx.abs(fetched[i] - expected[i]).max()) < error
+    packed, full = (sum(a.nbytes for a in arrays) for arrays in (cache._packed.values(), (whole._keys, whole._values)))
+    assert packed < size * full
+    assert cache.trim(6) == 6 and cache.keys.shape[2] == STEP_TOKENS - 1
+    half = QuantizedKVCache(bits)
+    half.begin(keys.astype(mx.bfloat16), values.astype(mx.bfloat16))
+    assert half.values.dtype == mx.bfloat16
+
+
+def test_a_quantised_cache_says_what_it_cannot_do() -> None:
+    with pytest.raises(UserError, match="3 bits; it must be 8 or 4"):
+        QuantizedKVCache(3)
+    with pytest.raises(UserError, match="multiple of 32 channels, not 4"):
+        QuantizedKVCache(8).update_and_fetch(*draw(2))
+
+
+def test_a_recurrent_cache_rolls_back_to_a_snapshot_but_forgets_no_single_token() -> None:
+    cache = RecurrentCache()
+    cache.advance(3, state=mx.ones((2, 4)), tail=mx.zeros((2, 3)))
+    state = cache.snapshot()
+    cache.advance(2, state=2 * mx.ones((2, 4)))
+    assert cache.offset == 5 and cache.trim(1) == 0
+    assert mx.array_equal(cache["state"], 2 * mx.ones((2, 4))) and mx.array_equal(cache["tail"], mx.zeros((2, 3)))
+    cache.restore(state)
+    assert cache.offset == 3 and mx.array_equal(cache["state"], mx.ones((2, 4)))
+
+
+def test_joint_caches_are_trimmed_together_and_padded_alike() -> None:
+    both, mixed = JointCache(KVCache(), WindowCache(4)), JointCache(KVCache(), RecurrentCache())
+    for part in both.parts:
+        part.update_and_fetch(*draw(3))
+    mixed.parts[0].update_and_fetch(*draw(3))
+    mixed.parts[1].advance(3, state=mx.ones((1,)))
+    assert both.trim(2) == 2 and [part.offset for part in both.parts] == [1, 1]
+    assert mixed.trim(2) == 0 and [part.offset for part in mixed.parts] == [3, 3]
+    state = mixed.snapshot()
+    mixed.parts[0].update_and_fetch(*draw(3))
+    mixed.parts[1].advance(3, state=mx.zeros((1,)))
+    mixed.restore(state)
+    assert mixed.offset == 3 and mx.array_equal(mixed.parts[1]["state"], mx.ones((1,)))
+    mixed.left_padding = mx.array([1, 0])
+    assert all(part.left_padding is mixed.left_padding for part in mixed.parts)
+    assert mixed.padding(1).tolist() == [[False], [False]]
+    assert isinstance(mixed.quantized(8).parts[0], QuantizedKVCache)

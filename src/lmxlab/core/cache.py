@@ -172,7 +172,6 @@ class QuantizedKVCache(KVCache):
         super().__init__()
         self.bits = bits
         self._packed: dict[str, mx.array] = {}
-        self._dtype = mx.float32
 
     def begin(self, keys: mx.array, values: mx.array) -> None:
         self.update_and_fetch(keys, values)
@@ -186,13 +185,12 @@ class QuantizedKVCache(KVCache):
         return self._unpack("values")
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        start, self._dtype = self.offset, keys.dtype
-        packed = {}
+        start, packed = self.offset, {}
         for name, new in (("keys", keys), ("values", values)):
             group = next((size for size in (64, 32) if new.shape[-1] % size == 0), None)
             if group is None:
                 raise UserError(f"A quantized cache needs heads of a multiple of 32 channels, not {new.shape[-1]}")
-            for part, array in zip(("", ".scales", ".biases"), mx.quantize(new, group, self.bits), strict=True):
+            for part, array in zip(("", "_scales", "_biases"), mx.quantize(new, group, self.bits), strict=True):
                 packed[name + part] = write(self._packed.get(name + part), array, start)
         self._packed, self.offset = packed, start + keys.shape[2]
         fetched_keys, fetched_values = self.keys, self.values
@@ -202,9 +200,9 @@ class QuantizedKVCache(KVCache):
     def _unpack(self, name: str) -> mx.array | None:
         if not self._packed:
             return None
-        packed, scales, biases = (self._packed[name + part][:, :, : self.offset] for part in ("", ".scales", ".biases"))
+        packed, scales, biases = (self._packed[name + part][:, :, : self.offset] for part in ("", "_scales", "_biases"))
         group = packed.shape[-1] * 32 // self.bits // scales.shape[-1]
-        return mx.dequantize(packed, scales, biases, group, self.bits).astype(self._dtype)
+        return mx.dequantize(packed, scales, biases, group, self.bits)
 
 
 class RecurrentCache(Cache):
@@ -258,11 +256,11 @@ class JointCache(Cache):
         return max(part.trim(n_tokens) for part in self.parts)
 
     def snapshot(self) -> dict[str, Any]:
-        return {str(i): part.snapshot() for i, part in enumerate(self.parts)}
+        return {f"part{i}": part.snapshot() for i, part in enumerate(self.parts)}
 
     def restore(self, state: dict[str, Any]) -> None:
         for i, part in enumerate(self.parts):
-            part.restore(state[str(i)])
+            part.restore(state[f"part{i}"])
 
     def quantized(self, bits: int) -> Cache:
         return JointCache(*(part.quantized(bits) for part in self.parts))

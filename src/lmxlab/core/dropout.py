@@ -26,7 +26,7 @@ class Dropout(nn.Module):
 @contextmanager
 def drawing_from(key: mx.array) -> Iterator[None]:
     """Within the block, dropout draws from `key` and leaves mx.random's global state alone: equal keys, equal draws."""
-    _keys.append(key)
+    _keys.append(mx.stop_gradient(key))
     try:
         yield
     finally:

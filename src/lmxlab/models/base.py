@@ -14,7 +14,7 @@ from lmxlab.core.cache import Cache, as_cache
 from lmxlab.core.config import EMBEDDING_POSITIONS, ModelConfig
 from lmxlab.core.dropout import Dropout
 from lmxlab.core.norm import norm_registry
-from lmxlab.core.position import position_registry
+from lmxlab.core.position import RoPE, position_registry
 from lmxlab.errors import UserError
 from lmxlab.models.init import init_weights
 
@@ -106,11 +106,18 @@ class LanguageModel(nn.Module):
         Args:
             left_padding: (B,) how many tokens before each row's prompt are padding, which nothing then sees.
             bits: 8 or 4 to keep keys and values in so many bits; windows and recurrent states stay whole.
+
+        Raises:
+            UserError: other bits, or padding with dynamic rope scaling.
         """
         caches = [block.make_cache() for block in self.blocks]
         if bits is not None:
             caches = [cache and cache.quantized(bits) for cache in caches]
         if left_padding is not None:
+            if any(isinstance(block.position, RoPE) and block.position.depends_on_length for block in self.blocks):
+                raise UserError(
+                    "Dynamic rope scaling goes by the length of a pass: rows cannot have padding; decode each"
+                )
             padding = left_padding if isinstance(left_padding, mx.array) else mx.array(list(left_padding))
             for cache in caches:
                 if cache is not None:
