@@ -1,5 +1,6 @@
 """generate: what it refuses before it writes anything."""
 
+import json
 from pathlib import Path
 
 from .conftest import Cli, only_run
@@ -15,3 +16,17 @@ def test_bad_sampling_options_are_refused_before_anything_is_written(cli: Cli, f
     assert cli("train", "tiny.toml", "--budget.steps", "1").code == 0
     done = cli("generate", only_run(folder), "--top-p", "2")
     assert done.code == 2 and done.out == "" and "top_p" in done.err
+
+
+def test_several_prompts_end_at_stop_strings_and_repeat_with_a_seed(cli: Cli, folder: Path) -> None:
+    assert cli("train", "tiny.toml", "--budget.steps", "1").code == 0
+    run = only_run(folder)
+    options = ("--max-tokens", "60", "--seed", "3", "--min-p", "0.01")
+    plain = cli("generate", run, "--prompt", "To", "My", *options, "--json")
+    texts = {entry["prompt"]: entry["text"] for entry in json.loads(plain.out)["texts"]}
+    assert all(50 < len(text) <= 60 for text in texts.values())  # a separator has no text
+    stop = texts["To"][20:22]
+    stopped = cli("generate", run, "--prompt", "To", "My", *options, "--stop", stop)
+    assert stopped.out == "".join(prompt + text.split(stop)[0] + "\n" for prompt, text in texts.items())
+    single = cli("generate", run, "--prompt", "My", *options, "--json")
+    assert json.loads(single.out)["text"] == texts["My"]

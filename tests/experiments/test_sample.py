@@ -1,7 +1,7 @@
 """Sample text: as long as asked for, the same for the same seed."""
 
 from lmxlab.data import CharTokenizer
-from lmxlab.experiments.sample import sample_text, stream_text
+from lmxlab.experiments.sample import sample_text
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.gpt import gpt2_config
 
@@ -13,4 +13,3 @@ def test_a_sample_may_be_longer_than_the_context() -> None:
     assert len(text) == 50 and set(text) <= set("abcdefgh")
     assert text == sample_text(model, tokenizer, [0, 1], max_tokens=50, context=8, seed=3)
     assert text != sample_text(model, tokenizer, [0, 1], max_tokens=50, context=8, seed=4)
-    assert list(stream_text(model, tokenizer, [0], max_tokens=0, context=8)) == []

@@ -2,9 +2,9 @@
 
 import itertools
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
-import mlx.core as mx
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
@@ -13,9 +13,10 @@ from lmxlab.cli.render import note, out_json
 from lmxlab.cli.runs import find_run
 from lmxlab.data import prepare
 from lmxlab.errors import UserError
-from lmxlab.experiments.sample import stream_text
 from lmxlab.experiments.spec import check_seed
 from lmxlab.experiments.stored import check_same_data, load_model
+from lmxlab.models.sampling import Sampler
+from lmxlab.models.text import stream_text
 
 
 def register(app: SubcommandApp, arguments: list[str]) -> None:
@@ -26,24 +27,29 @@ def generate(
     run: Annotated[Positional[str], option("A run's folder, or its name in `lmxlab log list`.", "RUN")],
     /,
     *,
-    prompt: Annotated[str, option("The text to continue.", "TEXT", "a line break")] = "\n",
+    prompt: Annotated[tuple[str, ...], option("The text to continue, or several.", "TEXT", "a line break")] = ("\n",),
     max_tokens: int = 200,
     temperature: float = 0.8,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop: Annotated[tuple[str, ...], option("End before any of these texts.", "TEXT", "none")] = (),
     seed: Annotated[int | None, option("Makes the text the same every time.", "N", "a new one")] = None,
     runs: Runs = RUNS,
     json: Json = False,
 ) -> None:
     """Continue a text with a trained model.
 
-    Example: lmxlab generate runs/gpt/20260101-120000 --prompt "To be, or not" --max-tokens 300
+    Example: lmxlab generate runs/gpt/20260101-120000 --prompt "To be, or not" "My lord," --max-tokens 300 --stop "."
 
     Args:
         max_tokens: How many tokens to write.
         temperature: 0 always takes the likeliest token; 1 samples as the model learned it.
         top_k: Sample among the k likeliest tokens; 0 among all.
         top_p: Sample among the likeliest tokens that together have this probability.
+        min_p: Sample among the tokens at least this many times as likely as the likeliest.
+        repetition_penalty: Above 1 makes tokens less likely that the text already has.
     """
     if max_tokens < 0:
         raise UserError(f"--max-tokens must be 0 or more, got {max_tokens}.")
@@ -57,19 +63,24 @@ def generate(
     check_same_data(folder, prepared)
     tokenizer = prepared.tokenizer
     model.eval()
-    tokens = tokenizer.encode(prompt)
-    if not tokens:
+    starts = [tokenizer.encode(text) for text in prompt]
+    if not all(starts) or not starts:
         raise UserError("The prompt is empty: give at least one character with --prompt.")
-    if seed is not None:
-        mx.random.seed(seed)
-    pieces = stream_text(model, tokenizer, tokens, max_tokens, spec.seq_len, temperature, top_k, top_p)
+    sampler = Sampler(temperature, top_k, top_p, repetition_penalty, min_p)
+    texts: list[Iterator[str]] = [
+        stream_text(model, tokenizer, start, max_tokens, sampler, stop_strings=stop, seed=seed, context=spec.seq_len)
+        for start in starts
+    ]
     if json:
-        out_json({"run": run, "prompt": prompt, "text": "".join(pieces)})
+        written = [{"prompt": before, "text": "".join(text)} for before, text in zip(prompt, texts, strict=True)]
+        out_json({"run": run} | (written[0] if len(written) == 1 else {"texts": written}))
         return
-    first = next(pieces, "")  # bad sampling options are refused here, before anything is written
+    first = next(texts[0], "")  # what cannot be is refused here, before anything is written
     note(f"{spec.name}, seed {spec.seed}, trained on {spec.data.dataset}")
-    sys.stdout.write(prompt)
-    for piece in itertools.chain([first], pieces):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    texts[0] = itertools.chain([first], texts[0])
+    for before, text in zip(prompt, texts, strict=True):
+        sys.stdout.write(before)
+        for piece in text:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import mlx.core as mx
@@ -12,7 +12,9 @@ from mlx.utils import tree_flatten
 
 from lmxlab.errors import UserError
 from lmxlab.experiments.statistics import compute_statistics
-from lmxlab.models.base import evaluating
+from lmxlab.models.base import LanguageModel, evaluating
+from lmxlab.models.decoding import decode
+from lmxlab.models.sampling import Sampler
 
 MB = 2**20
 
@@ -69,7 +71,7 @@ def profile_forward(model: nn.Module, tokens: mx.array, n_warmup: int = 2, n_ite
 
 
 def profile_generation(model: nn.Module, prompt: mx.array, max_tokens: int = 50) -> dict[str, Any]:
-    """Times greedy generation with a cache: the prompt in one pass (prefill), then one token at a time (decode).
+    """Times the decoder of `generate`, greedy: the prompt (prefill), then one token at a time (decode).
 
     Args:
         prompt: tokens (T,) or (B, T).
@@ -82,21 +84,18 @@ def profile_generation(model: nn.Module, prompt: mx.array, max_tokens: int = 50)
         raise UserError(f"max_tokens must be at least 1, got {max_tokens}")
     prompt = prompt[None] if prompt.ndim == 1 else prompt
 
-    def step(tokens: mx.array, cache: Any) -> tuple[mx.array, Any]:
-        logits, cache = model(tokens, cache=cache)
-        return mx.argmax(logits[:, -1:], axis=-1), cache
+    def tokens(n: int) -> Iterator[mx.array]:
+        steps = decode(cast(LanguageModel, model), prompt, n, Sampler(temperature=0.0), context="extend")
+        return (step.tokens for step in steps)
 
-    with evaluating(model):
-        mx.eval(model.parameters(), step(step(prompt, None)[0], None)[0])  # weights exist, kernels are warm
-        mx.synchronize()
-        start = time.perf_counter()
-        token, cache = step(prompt, None)
-        mx.eval(token)
-        prefilled = time.perf_counter()
-        for _ in range(max_tokens - 1):
-            token, cache = step(token, cache)
-            mx.eval(token)  # a reader of a stream has each token before the next is begun
-        end = time.perf_counter()
+    mx.eval(model.parameters(), *tokens(2))  # weights exist, kernels are warm
+    mx.synchronize()
+    start = prefilled = time.perf_counter()
+    for i, token in enumerate(tokens(max_tokens)):
+        mx.eval(token)  # a reader of a stream has each token before asking for the next
+        if i == 0:
+            prefilled = time.perf_counter()
+    end = time.perf_counter()
     decode_s = (end - prefilled) / (max_tokens - 1) if max_tokens > 1 else math.nan
     return {
         "prefill_ms": 1000 * (prefilled - start),

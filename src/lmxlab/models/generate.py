@@ -1,17 +1,14 @@
-"""Decoding one token at a time, with a cache."""
+"""Continuing token ids: whole, or token by token."""
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 
 import mlx.core as mx
 
-from lmxlab.core.cache import Cache
-from lmxlab.core.position import RoPE
 from lmxlab.errors import UserError
-from lmxlab.models.base import LanguageModel, check_tokens, evaluating
+from lmxlab.models.base import LanguageModel
+from lmxlab.models.decoding import decode
 from lmxlab.models.sampling import Sampler
-
-PREFILL_TOKENS = 512
+from lmxlab.models.stop import Decodes, TextWatch, check_stop_strings
 
 
 def generate(
@@ -23,10 +20,18 @@ def generate(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     stop_tokens: list[int] | None = None,
+    *,
+    min_p: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
+    compose: bool = False,
+    stop_strings: Sequence[str] | None = None,
+    tokenizer: Decodes | None = None,
+    seed: int | None = None,
+    context: str | int = "error",
 ) -> mx.array:
     """Continues each row of the prompt.
 
-    Dropout is off. Equal seeds (`mx.random.seed`) give equal texts.
+    Dropout is off. The logits are processed in this order: bias, penalty, temperature, top-k, top-p, min-p.
 
     Args:
         prompt: token ids (B, T), or (T,) for one row.
@@ -37,26 +42,41 @@ def generate(
         repetition_penalty: divides positive and multiplies negative logits of tokens that the prompt or the output
             already has (1909.05858).
         stop_tokens: a row ends before the first of them that it would emit.
+        min_p: sample among the tokens at least min_p times as likely as the most likely one (2407.01082).
+        logit_bias: token id -> what is added to its logit; -inf bans it.
+        compose: top_p applies to what top_k left, as in transformers, instead of not at all.
+        stop_strings: a row ends before the first token that has a part of the first of these that its new text
+            contains; they are found in what `tokenizer` decodes, across tokens.
+        tokenizer: needed for stop_strings.
+        seed: makes the draws the same every time, and leaves MLX's global random state (`mx.random.seed`) alone.
+        context: what to do about a prompt that is longer than the model's context (`max_seq_len`): "error" refuses
+            it; "window" goes on with the last tokens that fit, and when the new ones have filled the context, with
+            its second half; a number is a window of so many tokens; "extend" lets positions run past it. Learned
+            positions end, so with them "error" and "extend" also count the new tokens.
 
     Returns:
         (B, T + n) or (T + n,): the prompt and n <= max_tokens new tokens, n that of the longest row. A row that ended
-        earlier is filled up with the stop token it met.
+        earlier is filled up with the token it ended at.
 
     Raises:
-        UserError: a prompt that is empty or not of this vocabulary, or an argument out of its range.
+        UserError: a prompt that is empty, too long or not of this vocabulary, or an argument out of its range.
     """
     rows = prompt if prompt.ndim == 2 else prompt[None]
-    stop = frozenset(stop_tokens or ())
-    ended: list[int | None] = [None] * rows.shape[0]  # the stop token that ended a row
-    columns: list[list[int]] = []
-    for column in _decode(model, rows, max_tokens, Sampler(temperature, top_k, top_p, repetition_penalty)):
-        tokens = [token if end is None else end for token, end in zip(column, ended, strict=True)]
-        ended = [token if end is None and token in stop else end for token, end in zip(tokens, ended, strict=True)]
-        if None not in ended:
+    sampler = Sampler(temperature, top_k, top_p, repetition_penalty, min_p, logit_bias, compose)
+    stop = check_stop_strings(stop_strings, tokenizer)
+    texts = [_Row(stop_tokens, stop, tokenizer, row) for row in _lists(rows, bool(stop))]
+    for step in decode(model, rows, max_tokens, sampler, key=_key(seed), context=context):
+        drawn: list[int] = step.tokens.tolist()  # type: ignore[assignment]
+        for text, token in zip(texts, drawn, strict=True):
+            text.push(token)
+        if all(text.ended for text in texts):
             break
-        columns.append(tokens)
-    if columns:
-        rows = mx.concatenate([rows, mx.array(columns, dtype=rows.dtype).T], axis=1)
+    for text in texts:
+        text.finish()
+    longest = max(len(text.tokens) for text in texts)
+    if longest:
+        new = [text.tokens + [text.end] * (longest - len(text.tokens)) for text in texts]
+        rows = mx.concatenate([rows, mx.array(new, dtype=rows.dtype)], axis=1)
     return rows if prompt.ndim == 2 else rows[0]
 
 
@@ -69,61 +89,82 @@ def stream_generate(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     stop_tokens: list[int] | None = None,
+    *,
+    min_p: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
+    compose: bool = False,
+    stop_strings: Sequence[str] | None = None,
+    tokenizer: Decodes | None = None,
+    seed: int | None = None,
+    context: str | int = "error",
 ) -> Iterator[int]:
-    """As `generate` for one row, (1, T) or (T,): yields each new token as it is decoded."""
+    """As `generate` for one row, (1, T) or (T,): yields each new token as it is decoded.
+
+    With stop strings a token comes as soon as it cannot be part of one any more.
+    """
     rows = prompt if prompt.ndim == 2 else prompt[None]
     if rows.shape[0] != 1:
         raise UserError(f"stream_generate takes one prompt; this one has {rows.shape[0]} rows: use generate")
-    stop = frozenset(stop_tokens or ())
-    for (token,) in _decode(model, rows, max_tokens, Sampler(temperature, top_k, top_p, repetition_penalty)):
-        if token in stop:
+    sampler = Sampler(temperature, top_k, top_p, repetition_penalty, min_p, logit_bias, compose)
+    stop = check_stop_strings(stop_strings, tokenizer)
+    (before,) = _lists(rows, bool(stop))
+    text = _Row(stop_tokens, stop, tokenizer, before)
+    for step in decode(model, rows, max_tokens, sampler, key=_key(seed), context=context):
+        yield from text.push(step.tokens.item())  # type: ignore[arg-type]
+        if text.ended:
             return
-        yield token
+    yield from text.finish()
 
 
-def _decode(model: LanguageModel, prompt: mx.array, max_tokens: int, sampler: Sampler) -> Iterator[list[int]]:
-    """Yields one token for every row, `max_tokens` times; the next one is computed while the caller uses this one."""
-    if max_tokens < 0:
-        raise UserError(f"max_tokens is {max_tokens}; it must be 0 or more")
-    if prompt.ndim != 2 or prompt.size == 0:
-        raise UserError(f"The prompt has shape {tuple(prompt.shape)}; give at least one token to continue from")
-    check_tokens(prompt, model.config.vocab_size)
-    seen = sampler.seen_tokens(prompt, model.config.vocab_size)
-    # Setting the mode walks over all modules, too slow for every token.
-    mode = evaluating if any(module.training for module in model.modules()) else nullcontext
-    cache = model.make_cache()
+class _Row:
+    """The new tokens of one row, and what ends them."""
 
-    def step(tokens: mx.array) -> mx.array:
-        nonlocal seen
-        with mode(model):
-            hidden, _ = model.hidden_states(tokens, cache)
-            drawn = sampler(model.logits(hidden[:, -1]), seen)
-        if seen is not None:
-            seen = mx.put_along_axis(seen, drawn[:, None], mx.array(True), axis=1)
-        mx.async_eval(drawn)
-        return drawn
+    def __init__(
+        self, stop_tokens: Sequence[int] | None, stop: list[str], tokenizer: Decodes | None, prompt: list[int]
+    ):
+        self.tokens: list[int] = []
+        self.ended = False
+        self.end = 0  # the token that it ended at
+        self._stop_tokens = frozenset(stop_tokens or ())
+        self._watch = TextWatch(tokenizer, prompt, stop) if stop and tokenizer is not None else None
+        self._held: list[int] = []
 
-    if max_tokens == 0:
-        return
-    with mode(model):
-        rest = _prefill(model, prompt, cache)
-    drawn = step(rest)
-    for remaining in range(max_tokens - 1, -1, -1):
-        following = step(drawn[:, None]) if remaining else drawn
-        yield drawn.tolist()  # type: ignore[misc]
-        drawn = following
+    def push(self, token: int) -> list[int]:
+        """The tokens that are now sure to belong to the row."""
+        if self.ended:
+            return []
+        if token in self._stop_tokens:
+            self.end, kept = token, self.finish()
+            self.ended = True
+            return kept
+        if self._watch is None:
+            self.tokens.append(token)
+            return [token]
+        self._held.append(token)
+        kept = self._keep(self._watch.push(token).tokens)
+        if self._watch.ended:
+            self.ended, self.end = True, self._held[0]
+        return kept
+
+    def finish(self) -> list[int]:
+        """The tokens that were held back, when no more come."""
+        if self.ended or self._watch is None:
+            return []
+        kept = self._keep(self._watch.finish().tokens)
+        if self._watch.ended:
+            self.ended, self.end = True, self._held[0]
+        return kept
+
+    def _keep(self, tokens: list[int]) -> list[int]:
+        self.tokens += tokens
+        self._held = self._held[len(tokens) :]
+        return tokens
 
 
-def _prefill(model: LanguageModel, prompt: mx.array, cache: list[Cache | None]) -> mx.array:
-    """Reads all but the last part of a long prompt into the cache, part by part, and returns that last part.
+def _lists(rows: mx.array, wanted: bool) -> list[list[int]]:
+    """The token ids of each row; empty lists where nobody will read them."""
+    return rows.tolist() if wanted else [[] for _ in range(rows.shape[0])]  # type: ignore[return-value]
 
-    Attention over a whole long prompt at once holds a square of its length. Dynamic rope scaling goes by the length of
-    a pass, so there the prompt stays whole.
-    """
-    if any(isinstance(block.position, RoPE) and block.position.depends_on_length for block in model.blocks):
-        return prompt
-    while prompt.shape[1] > PREFILL_TOKENS:
-        hidden, _ = model.hidden_states(prompt[:, :PREFILL_TOKENS], cache)
-        mx.eval(hidden)
-        prompt = prompt[:, PREFILL_TOKENS:]
-    return prompt
+
+def _key(seed: int | None) -> mx.array | None:
+    return None if seed is None else mx.random.key(seed)

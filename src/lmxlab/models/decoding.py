@@ -1,0 +1,150 @@
+"""The decoder: from a prompt, one token after the other for every row, with a cache."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from lmxlab.core.config import ModelConfig
+from lmxlab.core.position import RoPE
+from lmxlab.errors import UserError
+from lmxlab.models.base import LanguageModel, check_tokens, evaluating
+from lmxlab.models.sampling import Sampler
+
+PREFILL_TOKENS = 512
+CONTEXTS = ("error", "window", "extend")
+
+
+class Step(NamedTuple):
+    """One new token for every row: what was drawn (B,), and from which logits (B, V), before any processing."""
+
+    tokens: mx.array
+    logits: mx.array
+
+
+def decode(
+    model: LanguageModel,
+    prompt: mx.array,
+    max_tokens: int,
+    sampler: Sampler,
+    *,
+    key: mx.array | None = None,
+    context: str | int = "error",
+) -> Iterator[Step]:
+    """Yields `max_tokens` steps; the next one is computed while the caller uses this one. Dropout is off.
+
+    Args:
+        prompt: token ids (B, T).
+        key: draws are made with keys split from this one; None: from MLX's global random state.
+        context: as in `generate`.
+
+    Raises:
+        UserError: a prompt that is empty, not of this vocabulary or too long, or an argument out of its range.
+    """
+    if max_tokens < 0:
+        raise UserError(f"max_tokens is {max_tokens}; it must be 0 or more")
+    if prompt.ndim != 2 or prompt.size == 0:
+        raise UserError(f"The prompt has shape {tuple(prompt.shape)}; give at least one token to continue from")
+    vocab_size = model.config.vocab_size
+    check_tokens(prompt, vocab_size)
+    sampler.check_vocabulary(vocab_size)
+    window = _window(model.config, prompt.shape[1], max_tokens, context)
+    seen = sampler.seen_tokens(prompt, vocab_size)
+    # Setting the mode walks over all modules, too slow for every token.
+    mode: Any = evaluating if any(module.training for module in model.modules()) else nullcontext
+    cache: list[Any] = []
+
+    def step(tokens: mx.array) -> Step:
+        nonlocal seen, key
+        if key is not None:
+            key, subkey = mx.random.split(key)
+        with mode(model):
+            hidden, _ = model.hidden_states(tokens, cache)
+            logits = model.logits(hidden[:, -1])
+            drawn = sampler(logits, seen, None if key is None else subkey)
+        if seen is not None:
+            seen = mx.put_along_axis(seen, drawn[:, None], mx.array(True), axis=1)
+        mx.async_eval(drawn)
+        return Step(drawn, logits)
+
+    done = 0
+    while done < max_tokens:
+        room = max_tokens - done
+        if window is not None:
+            if prompt.shape[1] > window:  # keep what leaves room for the new tokens, and at least the second half
+                prompt = prompt[:, -max(window + 1 - room, window // 2, 1) :]
+            room = min(room, window + 1 - prompt.shape[1])  # the last new token is not read
+        cache = model.make_cache()
+        with mode(model):
+            rest = prefill(model, prompt, cache)
+        following = step(rest)
+        drawn = []
+        for i in range(room):
+            current = following
+            if i + 1 < room:
+                following = step(current.tokens[:, None])
+            drawn.append(current.tokens)
+            yield current
+        done += room
+        prompt = mx.concatenate([prompt, mx.stack(drawn, axis=1).astype(prompt.dtype)], axis=1)
+
+
+def prefill(model: LanguageModel, prompt: mx.array, cache: list[Any]) -> mx.array:
+    """Reads all but the last part of a long prompt into the cache, part by part, and returns that last part.
+
+    Attention over a whole long prompt at once holds a square of its length. Dynamic rope scaling goes by the length of
+    a pass, so there the prompt stays whole.
+    """
+    if any(isinstance(block.position, RoPE) and block.position.depends_on_length for block in model.blocks):
+        return prompt
+    while prompt.shape[1] > PREFILL_TOKENS:
+        hidden, _ = model.hidden_states(prompt[:, :PREFILL_TOKENS], cache)
+        mx.eval(hidden)
+        prompt = prompt[:, PREFILL_TOKENS:]
+    return prompt
+
+
+def context_length(config: ModelConfig) -> int | None:
+    """How many positions the model was made for: the least `max_seq_len` of the layers whose positions have an end.
+
+    None if none has: ALiBi, dynamic rope scaling and layers without positions (recurrent ones) go on for ever.
+    """
+    layers = [config.get_block_config(i) for i in range(config.n_layers)]
+    scaled = [layer.rope_scaling is not None and layer.rope_scaling.kind == "dynamic" for layer in layers]
+    return min(
+        (
+            layer.max_seq_len
+            for layer, dynamic in zip(layers, scaled, strict=True)
+            if layer.position in ("learned", "sinusoidal", "rope") and not dynamic
+        ),
+        default=None,
+    )
+
+
+def _window(config: ModelConfig, prompt_len: int, max_tokens: int, context: str | int) -> int | None:
+    """How many tokens the model may see at once, None: all; UserError if they are too many to go on."""
+    limit = context_length(config)
+    if isinstance(context, int) and not isinstance(context, bool):
+        if context < 1:
+            raise UserError(f"context is {context}; a window has at least 1 token")
+        return context if limit is None else min(context, limit)
+    if context not in CONTEXTS:
+        raise UserError(f"context is {context!r}; it must be one of {', '.join(CONTEXTS)}, or a number of tokens")
+    if context == "window":
+        return limit
+    if limit is None or prompt_len + max_tokens - 1 <= limit:
+        return None
+    advice = "give context='window' to go on with the last tokens only, or a shorter text"
+    table_ends = any(config.get_block_config(i).position == "learned" for i in range(config.n_layers))
+    if table_ends:
+        raise UserError(
+            f"A prompt of {prompt_len} tokens and {max_tokens} new ones are longer than max_seq_len {limit} of the "
+            f"learned positions: {advice}"
+        )
+    if prompt_len > limit and context == "error":
+        raise UserError(
+            f"The prompt of {prompt_len} tokens is longer than the model's context (max_seq_len {limit}): {advice}, "
+            "or context='extend' to let positions run past it"
+        )
+    return None
