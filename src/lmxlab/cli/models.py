@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
+from lmxlab.cli.diagram import block_diagram, cache_bytes
 from lmxlab.cli.options import Json, option
 from lmxlab.cli.render import note, number, out, out_json
 from lmxlab.core.config import ModelConfig
@@ -42,7 +43,7 @@ def list_(*, json: Json = False) -> None:
 
 
 def info(arch: Arch, /, *, tiny: Tiny = False, json: Json = False) -> None:
-    """The settings of an architecture at its standard size, or of a preset.
+    """The settings of an architecture at its standard size, or of a preset, its size, and a diagram of its layers.
 
     Example: lmxlab info llama_10m
     """
@@ -98,15 +99,22 @@ def cmd_list(args: argparse.Namespace) -> None:
 
 
 def cmd_info(args: argparse.Namespace) -> None:
-    """Prints the settings of one architecture that are in use."""
+    """Prints the settings of one architecture that are in use, what its cache takes, and its block diagram."""
     title, config = _config(args)
+    per_token, fixed = cache_bytes(config)
     if getattr(args, "json", False):
-        out_json({"architecture": args.arch, "tiny": _tiny(args), "config": config.to_dict()})
+        cache = {"bytes_per_token": per_token, "bytes_fixed": fixed}
+        out_json({"architecture": args.arch, "tiny": _tiny(args), "config": config.to_dict(), "cache": cache})
         return
     out(f"Architecture: {title}")
     for name, value in {**_settings(config.block, BLOCK_FIELDS), **_settings(config, MODEL_FIELDS)}.items():
         out(f"  {name + ':':<16} {value:,}" if type(value) is int else f"  {name + ':':<16} {value}")
     out(f"  {'parameters:':<16} {LanguageModel(config).count_parameters():,}")
+    beside = f", and up to {fixed:,} bytes for windows and states" if fixed else ""
+    out(f"  {'cache:':<16} {per_token:,} bytes per token in 16-bit numbers{beside}")
+    out("")
+    for line in block_diagram(config):
+        out(f"  {line}")
 
 
 def _settings(config: Any, always: tuple[str, ...]) -> dict[str, Any]:

@@ -1,0 +1,88 @@
+"""A model drawn in text: what a token passes on its way from the embedding to the logits, layer by layer."""
+
+import dataclasses
+import string
+import textwrap
+
+from lmxlab.core.attention import attention_registry
+from lmxlab.core.component_fields import READS, ROTATED
+from lmxlab.core.config import BlockConfig, ModelConfig
+
+LETTERS = string.ascii_uppercase + string.ascii_lowercase
+CACHE_BYTES = 2  # of a number in float16 or bfloat16
+
+
+def block_diagram(config: ModelConfig) -> list[str]:
+    """The lines of the drawing; layers that are alike share a letter."""
+    layers = [config.get_block_config(i) for i in range(config.n_layers)]
+    kinds = list(dict.fromkeys(layers))
+    pattern = "".join(LETTERS[kinds.index(layer)] for layer in layers)
+    scaled = f", times {config.embed_scale:.4g}" if config.embed_scale != 1 else ""
+    added = sorted({layer.position for layer in layers} & {"sinusoidal", "learned"})
+    lines = [
+        f"embedding {config.vocab_size:,} x {config.block.d_model:,}{scaled}",
+        *(f"+ {name} positions" for name in added),
+    ]
+    pieces = textwrap.wrap(pattern, 64)
+    lines += [f"{'layers ' if i == 0 else '       '}{piece}" for i, piece in enumerate(pieces)]
+    for kind, letter in zip(kinds, LETTERS, strict=False):
+        lines += [f"  {letter} (x{pattern.count(letter)})", *(f"    {line}" for line in _branches(kind))]
+    head = (
+        "the embedding, transposed"
+        if config.tie_embeddings
+        else f"head {config.block.d_model:,} x {config.vocab_size:,}"
+    )
+    return [*lines, f"{config.block.norm} and {head}"]
+
+
+def cache_bytes(config: ModelConfig) -> tuple[int, int]:
+    """Bytes that decoding keeps for each token, and at most, per sequence, in windows and states; in 16-bit numbers."""
+    kept = [
+        attention_registry.get(layer.attention).cached_numbers(layer)
+        for layer in map(config.get_block_config, range(config.n_layers))
+    ]
+    return CACHE_BYTES * sum(growing for growing, _ in kept), CACHE_BYTES * sum(fixed for _, fixed in kept)
+
+
+def _branches(block: BlockConfig) -> list[str]:
+    """One line for each branch around the residual stream."""
+    branches = []
+    if block.attention != "none":
+        branches.append((_placed(block, block.attention), _attention(block)))
+    if block.ffn != "none":
+        branches.append((_placed(block, block.ffn), [f"d_ff {block.d_ff:,}", *_own_fields(block, "ffn")]))
+    width = max((len(formula) for formula, _ in branches), default=0)
+    return [f"{formula:<{width}}   {', '.join(details)}" for formula, details in branches]
+
+
+def _placed(block: BlockConfig, branch: str) -> str:
+    """What the branch does to the residual stream x, norms included."""
+    norm = block.norm
+    return {
+        "pre": f"x + {branch}({norm}(x))",
+        "post": f"{norm}(x + {branch}(x))",
+        "branch": f"x + {norm}({branch}(x))",
+        "sandwich": f"x + {norm}({branch}({norm}(x)))",
+    }[block.effective_norm_placement]
+
+
+def _attention(block: BlockConfig) -> list[str]:
+    parts = []
+    if block.attention in ROTATED or block.attention == "mla":
+        kv = block.n_heads if block.attention == "mha" else block.effective_n_kv_heads
+        shared = f" on {kv}" if block.attention != "mla" and kv != block.n_heads else ""
+        parts.append(f"{block.n_heads} heads{shared} of {block.head_dim}")
+    parts += _own_fields(block, "attention")
+    if block.position == "rope" and block.attention in ROTATED:
+        scaling = f", {block.rope_scaling.kind} scaling" if block.rope_scaling else ""
+        parts.append(f"rope {block.rope_theta:,.0f}{scaling}")
+    elif block.position == "alibi":
+        parts.append("alibi")
+    return parts
+
+
+def _own_fields(block: BlockConfig, slot: str) -> list[str]:
+    """The optional fields that the component reads, where they are set."""
+    default = {field.name: field.default for field in dataclasses.fields(BlockConfig)}
+    names = READS[slot].get(getattr(block, slot), ())
+    return [f"{name} {getattr(block, name)}" for name in names if getattr(block, name) != default[name]]

@@ -1,0 +1,49 @@
+"""The block diagram of `info`: what is drawn is what is built, and cache sizes are those of real caches."""
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from lmxlab.cli.diagram import block_diagram, cache_bytes
+from lmxlab.models.base import LanguageModel
+from lmxlab.models.families import FAMILIES
+from lmxlab.models.gemma3 import gemma3_1b
+from lmxlab.models.gpt import gpt_tiny
+from lmxlab.models.olmo2 import olmo2_tiny
+
+
+def test_layers_that_are_alike_share_a_letter() -> None:
+    assert block_diagram(gemma3_1b()) == [
+        "embedding 262,144 x 1,152, times 33.94",
+        "layers AAAAABAAAAABAAAAABAAAAABAA",
+        "  A (x22)",
+        "    x + rms_norm(sliding_window_gqa(rms_norm(x)))   4 heads on 1 of 256, window_size 512, rope 10,000",
+        "    x + rms_norm(gated(rms_norm(x)))                d_ff 6,912",
+        "  B (x4)",
+        "    x + rms_norm(gqa(rms_norm(x)))     4 heads on 1 of 256, rope 1,000,000",
+        "    x + rms_norm(gated(rms_norm(x)))   d_ff 6,912",
+        "rms_norm and the embedding, transposed",
+    ]
+
+
+def test_positions_and_norms_stand_where_they_act() -> None:
+    assert "+ sinusoidal positions" in block_diagram(gpt_tiny())
+    assert any("x + rms_norm(gqa(x))" in line for line in block_diagram(olmo2_tiny()))
+
+
+def numbers_kept(model: LanguageModel, n_tokens: int) -> int:
+    _, caches = model(mx.zeros((1, n_tokens), mx.int32))
+    leaves = [leaf for cache in caches if cache for _, leaf in tree_flatten(cache.snapshot())]
+    return sum(leaf.size for leaf in leaves if isinstance(leaf, mx.array))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_cache_is_as_large_as_it_says(family: str) -> None:
+    config = FAMILIES[family].tiny()
+    length = config.block.max_seq_len
+    kept = [numbers_kept(LanguageModel(config), n_tokens) for n_tokens in (length // 2, length)]
+    per_token, fixed = (n_bytes // 2 for n_bytes in cache_bytes(config))
+    if {config.get_block_config(i).attention for i in range(config.n_layers)} & {"sliding_window_gqa", "chunked_gqa"}:
+        assert fixed > 0 and per_token < kept[1] / length  # a single pass hands over all its keys: no window is cut yet
+    else:
+        assert kept == [per_token * length // 2 + fixed, per_token * length + fixed]
