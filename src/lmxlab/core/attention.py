@@ -1,6 +1,5 @@
 """Softmax attention over keys and values that queries share in groups: one forward, for MHA, GQA and MQA."""
 
-import math
 from typing import Any
 
 import mlx.core as mx
@@ -65,8 +64,8 @@ class GQA(AttentionBase):
         super().__init__(config)
         n_kv_heads = self.n_kv_heads = self._kv_heads(config)
         head_dim = int(config.head_dim)
-        bias = config.bias if config.attention_bias is None else config.attention_bias
-        self.scale = config.attention_scale or (1 / head_dim if config.mup else 1 / math.sqrt(head_dim))
+        bias = config.effective_attention_bias
+        self.scale = config.effective_attention_scale
         self.q_proj = Linear(config.d_model, config.n_heads * head_dim, bias=bias)
         self.k_proj = Linear(config.d_model, n_kv_heads * head_dim, bias=bias)
         self.v_proj = Linear(config.d_model, n_kv_heads * head_dim, bias=bias)

@@ -1,5 +1,6 @@
 """Configs of a block and of a model: frozen, checked at construction, and round-tripping through plain types."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,6 +153,17 @@ class BlockConfig:
     def effective_n_kv_heads(self) -> int:
         """Key/value heads: n_kv_heads, or n_heads when unset."""
         return self.n_kv_heads or self.n_heads
+
+    @property
+    def effective_attention_bias(self) -> bool:
+        """Whether q, k and v have a bias: attention_bias, or bias when unset."""
+        return self.bias if self.attention_bias is None else self.attention_bias
+
+    @property
+    def effective_attention_scale(self) -> float:
+        """What attention scores are multiplied by: attention_scale, 1 / head_dim under muP, or 1 / sqrt(head_dim)."""
+        head_dim = int(self.head_dim)
+        return self.attention_scale or (1 / head_dim if self.mup else 1 / math.sqrt(head_dim))
 
     @property
     def effective_norm_placement(self) -> str:

@@ -1,8 +1,7 @@
 """Pretrained models from Hugging Face folders: config.json and safetensors, read without transformers."""
 
-import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,11 @@ from mlx.utils import tree_flatten, tree_unflatten
 from lmxlab.core.config import ModelConfig
 from lmxlab.core.precision import cast
 from lmxlab.errors import MissingExtraError, UserError
-from lmxlab.models import gemma, gemma3, gpt, llama, mistral, olmo2, qwen, smollm3
 from lmxlab.models.base import LanguageModel
+from lmxlab.models.families import FAMILIES
 from lmxlab.models.hf_config import Converter, HFConfig
+from lmxlab.models.weight_files import WeightFiles, read_json
+from lmxlab.models.weight_map import Transfer, some
 
 WeightMapFn = Callable[[str], str | None]
 """A Hugging Face weight name -> ours, or None to skip it."""
@@ -23,34 +24,38 @@ WeightMapFn = Callable[[str], str | None]
 QUANTIZED_BITS, GROUP_SIZE = (2, 3, 4, 5, 6, 8), 64  # what MLX's affine mode takes
 
 # Buffers that old checkpoints carry and that follow from the config.
-BUFFERS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
+BUFFERS = r".*(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)"
 
-
-CONVERTERS = {
-    "gpt2": Converter(gpt.config_from_gpt2, gpt.weights_from_gpt2),
-    "llama": Converter.renaming(llama.config_from_llama, llama.LLAMA_NAMES),
-    "mistral": Converter.renaming(mistral.config_from_mistral, llama.LLAMA_NAMES),
-    "qwen2": Converter.renaming(qwen.config_from_qwen2, llama.LLAMA_NAMES),
-    "qwen3": Converter.renaming(qwen.config_from_qwen3, qwen.QWEN3_NAMES),
-    "olmo2": Converter.renaming(olmo2.config_from_olmo2, olmo2.OLMO2_NAMES),
-    "smollm3": Converter.renaming(smollm3.config_from_smollm3, llama.LLAMA_NAMES),
-    "gemma": Converter.renaming(gemma.config_from_gemma, llama.LLAMA_NAMES),
-    "gemma2": Converter.renaming(gemma.config_from_gemma2, gemma.GEMMA2_NAMES),
-    "gemma3_text": Converter.renaming(gemma3.config_from_gemma3, gemma3.GEMMA3_NAMES),
+CONVERTERS: dict[str, Converter] = {
+    family.hf.model_type: family.hf for family in FAMILIES.values() if family.hf is not None
 }
 # The families whose weights only change their names.
-WEIGHT_MAPS: dict[str, WeightMapFn] = {name: c.rename for name, c in CONVERTERS.items() if c.rename is not None}
+WEIGHT_MAPS: dict[str, WeightMapFn] = {
+    name: rename for name, converter in CONVERTERS.items() if (rename := converter.rename) is not None
+}
 
 
-def convert_weights(hf_weights: dict[str, mx.array], arch: str) -> dict[str, mx.array]:
+def convert_weights(hf_weights: dict[str, mx.array], arch: str, pattern: str | None = None) -> dict[str, mx.array]:
     """Renames a dict of Hugging Face weights; values stay, unknown names are dropped.
 
+    Args:
+        arch: a key of WEIGHT_MAPS, or a family whose names depend on `pattern`.
+        pattern: the kinds of the layers, as the config of such a family ("nemotron_h") has them.
+
     Raises:
-        KeyError: `arch` is not in WEIGHT_MAPS.
+        KeyError: `arch` is neither.
+        ValueError: a family whose names depend on the pattern, and none is given.
     """
-    if arch not in WEIGHT_MAPS:
+    by_pattern = CONVERTERS[arch].rename_by_pattern if arch in CONVERTERS else None
+    if by_pattern is not None:
+        if pattern is None:
+            raise UserError(f"The weight names of {arch!r} depend on the kinds of its layers: give pattern")
+        rename = by_pattern(pattern)
+    elif arch in WEIGHT_MAPS:
+        rename = WEIGHT_MAPS[arch]
+    else:
         raise KeyError(f"No weight map for {arch!r}. Available: {sorted(WEIGHT_MAPS)}")
-    names = {name: WEIGHT_MAPS[arch](name) for name in hf_weights}
+    names = {name: rename(name) for name in hf_weights}
     return {ours: hf_weights[name] for name, ours in names.items() if ours is not None}
 
 
@@ -61,7 +66,7 @@ def config_from_hf(hf_config: dict[str, Any]) -> ModelConfig:
         UserError: a model type that is not built, a missing field, or one that changes the computation in a way that
             is not built; the message names it.
     """
-    converter, hf = _converter(hf_config), HFConfig(hf_config)
+    converter, hf = find_converter(hf_config), HFConfig(hf_config)
     config = converter.config(hf)
     hf.finish()
     return config
@@ -70,7 +75,7 @@ def config_from_hf(hf_config: dict[str, Any]) -> ModelConfig:
 def load_from_hf(
     repo_id: str, revision: str | None = None, dtype: mx.Dtype = mx.float16, quantize: int | None = None
 ) -> tuple[LanguageModel, ModelConfig]:
-    """A pretrained model.
+    """A pretrained model. Its weights are read, cast and quantised a few at a time, and nothing else is held.
 
     Args:
         repo_id: a local folder as `save_pretrained` writes it, or a repo of the Hugging Face hub.
@@ -83,8 +88,8 @@ def load_from_hf(
         The model and its config.
 
     Raises:
-        UserError: no such folder, no safetensors in it, a config that is not built, weights that are missing, unknown
-            or of another shape; the message names them.
+        UserError: no such folder, no safetensors in it, a config that is not built, weights that are missing, unknown,
+            torn or of another shape; the message names them.
         ImportError: a hub repo without huggingface_hub installed.
     """
     if quantize not in (None, *QUANTIZED_BITS):
@@ -92,22 +97,20 @@ def load_from_hf(
     folder = Path(repo_id)
     if not folder.is_dir():
         folder = _download(repo_id, revision)
-    hf_config = _read_json(folder / "config.json")
+    hf_config = read_json(folder / "config.json")
     config = config_from_hf(hf_config)
-    weights = _convert(_converter(hf_config), _read_safetensors(folder), config)
-    model = LanguageModel(config)
-    _check_complete(weights, dict(_leaves(model)), folder)
-    model.update(tree_unflatten([(name, cast(name, array, dtype)) for name, array in weights.items()]))
+    model = LanguageModel(config)  # its random weights are promises, which nothing ever computes
+    files = WeightFiles(folder)
+    plan = _plan(find_converter(hf_config), config, model, files, folder)
     if quantize is not None:
-        narrow = [name for name, array in weights.items() if array.ndim == 2 and array.shape[1] % GROUP_SIZE]
-        if narrow:
-            raise UserError(f"quantize: rows of {_some(narrow)} are no multiple of {GROUP_SIZE} weights")
-        nn.quantize(model, group_size=GROUP_SIZE, bits=quantize)
-    mx.eval(model.parameters())
+        _quantize(model, quantize)
+    loaded = [leaf for transfer in plan for leaf in _load(transfer, files, model, dtype)]
+    model.update(tree_unflatten(loaded))
     return model, config
 
 
-def _converter(hf_config: dict[str, Any]) -> Converter:
+def find_converter(hf_config: dict[str, Any]) -> Converter:
+    """The converter for a config.json; UserError for a kind of model that is not built."""
     model_type = hf_config.get("model_type")
     if model_type is None:
         raise UserError(f"The config is missing required fields: ['model_type'] (one of {sorted(CONVERTERS)})")
@@ -116,75 +119,72 @@ def _converter(hf_config: dict[str, Any]) -> Converter:
     return CONVERTERS[model_type]
 
 
-def _convert(converter: Converter, hf_weights: dict[str, mx.array], config: ModelConfig) -> dict[str, mx.array]:
-    weights: dict[str, mx.array] = {}
-    unknown = []
-    for name, array in hf_weights.items():
-        if BUFFERS.search(name):
-            continue
-        converted = converter.weights(name, array)
-        if not converted:
-            unknown.append(name)
-        weights |= converted
-    if unknown:
-        raise UserError(f"Unsupported weights: {_some(unknown)}; the model would not be the one that was trained")
-    if config.tie_embeddings:
-        weights.pop("head.weight", None)  # older files hold the tied matrix twice
-    return weights
-
-
-def _check_complete(weights: dict[str, mx.array], expected: dict[str, mx.array], folder: Path) -> None:
-    missing, unknown = expected.keys() - weights.keys(), weights.keys() - expected.keys()
-    if missing:
-        raise UserError(f"{folder.name}: missing weights {_some(missing)}")
-    if unknown:
-        raise UserError(f"{folder.name}: weights that its config has no place for: {_some(unknown)}")
-    for name, array in weights.items():
-        if array.shape != expected[name].shape:
-            raise UserError(f"{folder.name}: {name} is {array.shape}, its config says {expected[name].shape}")
-
-
-def _leaves(model: LanguageModel) -> list[tuple[str, mx.array]]:
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter, by its dotted path."""
     leaves: Any = tree_flatten(model.parameters())
-    return leaves
+    return {name: array.shape for name, array in leaves}
 
 
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"No {path.name} in {path.parent}; give a folder that save_pretrained wrote") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-
-
-def _read_safetensors(folder: Path) -> dict[str, mx.array]:
-    """All weights of the folder: those of the shards that the index names, else of every safetensors file."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = [folder / name for name in sorted(set(_read_json(index)["weight_map"].values()))]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    if not files and pickles:
+def _plan(
+    converter: Converter, config: ModelConfig, model: LanguageModel, files: WeightFiles, folder: Path
+) -> list[Transfer]:
+    """How every weight comes about; names and shapes are checked before the first byte is read."""
+    files.remove_prefix(converter.prefix)
+    plan = converter.transfers(config, shapes_of(model))
+    needed = {name for transfer in plan for name in transfer.their_names}
+    if missing := needed - files.names:
+        raise UserError(f"{folder.name}: missing weights {some(missing)}")
+    ignored = re.compile("|".join(filter(None, (BUFFERS, converter.ignored))))
+    # Older files hold a tied matrix twice.
+    tied = "lm_head.weight" if config.tie_embeddings else None
+    unknown = {name for name in files.names - needed if name != tied and not ignored.fullmatch(name)}
+    if unknown:
         raise UserError(
-            f"{folder} has its weights in {_some(pickles)}, which are pickles: reading one may run any code. Convert "
-            "them to safetensors first, as transformers does with save_pretrained"
+            f"{folder.name}: unsupported weights, which its config has no place for: {some(unknown)}; the model would "
+            "not be the one that was trained"
         )
-    if not files:
-        raise UserError(f"No .safetensors file in {folder}; save the model with safe serialization")
-    weights: dict[str, mx.array] = {}
-    for file in files:
-        try:
-            weights |= mx.load(str(file))  # type: ignore[arg-type]  # a safetensors file is a dict
-        except (RuntimeError, OSError) as error:
-            raise UserError(f"{file} cannot be read as safetensors: {error}") from None
-    return weights
+    for transfer in plan:
+        transfer.to_ours(files.read)  # lazy: this looks at shapes alone
+    return plan
+
+
+def _load(
+    transfer: Transfer, files: WeightFiles, model: LanguageModel, dtype: mx.Dtype
+) -> Iterator[tuple[str, mx.array]]:
+    """The weights of one transfer, computed, and the files' arrays forgotten."""
+    for path, weight in transfer.to_ours(files.read).items():
+        leaves = [(path, cast(path, weight, dtype))]
+        parent = path.rpartition(".")[0]
+        module = _module(model, parent)
+        if path.endswith(".weight") and "scales" in module:
+            kind = {name: getattr(module, name) for name in ("group_size", "bits", "mode") if hasattr(module, name)}
+            parts = mx.quantize(leaves[0][1], **kind)
+            leaves = [
+                (f"{parent}.{name}", part) for name, part in zip(("weight", "scales", "biases"), parts, strict=False)
+            ]
+        mx.eval(leaves)
+        yield from leaves
+    for name in transfer.their_names:
+        files.drop(name)
+    mx.clear_cache()
+
+
+def _quantize(model: LanguageModel, bits: int) -> None:
+    """Turns the matrices into quantised ones, of weights that are still promises."""
+    matrices = {
+        path: module for path, module in model.named_modules() if hasattr(module, "to_quantized") and "weight" in module
+    }
+    narrow = [path for path, module in matrices.items() if module.weight.shape[-1] % GROUP_SIZE]
+    if narrow:
+        raise UserError(f"quantize: rows of {some(narrow)} are no multiple of {GROUP_SIZE} weights")
+    nn.quantize(model, group_size=GROUP_SIZE, bits=bits)
+
+
+def _module(model: nn.Module, path: str) -> Any:
+    module: Any = model
+    for key in filter(None, path.split(".")):
+        module = module[int(key)] if isinstance(module, list) else module[key]
+    return module
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

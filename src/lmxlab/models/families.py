@@ -7,6 +7,7 @@ from typing import Any
 from lmxlab.core.config import ModelConfig
 from lmxlab.errors import UnknownNameError
 from lmxlab.models import gemma, gemma3, gpt, llama, mistral, olmo2, qwen, smollm3
+from lmxlab.models.hf_config import Converter
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Family:
         tiny: a config that tests and first tries can run anywhere.
         presets: named sizes.
         description: one line.
+        hf: the kind of Hugging Face checkpoint that it is read from and written as; None: there is none.
         lab: further arguments of `config` at laboratory size (`experiments/designs.py`): few experts, small ranks.
     """
 
@@ -26,6 +28,7 @@ class Family:
     tiny: Callable[[], ModelConfig]
     presets: dict[str, Callable[[], ModelConfig]] = field(default_factory=dict)
     description: str = ""
+    hf: Converter | None = None
     lab: dict[str, Any] = field(default_factory=dict)
 
 
@@ -45,6 +48,7 @@ FAMILIES: dict[str, Family] = {
                 gpt.gpt2, gpt.gpt2_medium, gpt.gpt2_large, gpt.gpt2_xl,
             ),
             "LayerNorm, multi-head attention, GELU; sinusoidal positions, or learned ones as in GPT-2",
+            gpt.GPT2,
         ),
         Family(
             "llama",
@@ -55,6 +59,7 @@ FAMILIES: dict[str, Family] = {
                 llama.llama3_8b, llama.llama31_8b, llama.llama32_1b,
             ),
             "RMSNorm, grouped-query attention, SwiGLU, rotary positions",
+            llama.LLAMA,
         ),
         Family(
             "mistral",
@@ -62,6 +67,7 @@ FAMILIES: dict[str, Family] = {
             mistral.mistral_tiny,
             _presets(mistral.mistral_tiny, mistral.mistral_7b),
             "LLaMA with a sliding window",
+            mistral.MISTRAL,
         ),
         Family(
             "qwen2",
@@ -69,6 +75,7 @@ FAMILIES: dict[str, Family] = {
             qwen.qwen2_tiny,
             _presets(qwen.qwen2_tiny, qwen.qwen2_0_5b, qwen.qwen2_7b),
             "LLaMA with biases on q, k and v",
+            qwen.QWEN2,
         ),
         Family(
             "qwen3",
@@ -76,6 +83,7 @@ FAMILIES: dict[str, Family] = {
             qwen.qwen3_tiny,
             _presets(qwen.qwen3_tiny, qwen.qwen3_0_6b, qwen.qwen3_8b),
             "LLaMA with RMSNorm on the heads of q and k",
+            qwen.QWEN3,
         ),
         Family(
             "olmo2",
@@ -83,6 +91,7 @@ FAMILIES: dict[str, Family] = {
             olmo2.olmo2_tiny,
             _presets(olmo2.olmo2_tiny, olmo2.olmo2_7b),
             "LLaMA with norms on the branches' outputs and on q and k",
+            olmo2.OLMO2,
         ),
         Family(
             "smollm3",
@@ -90,6 +99,7 @@ FAMILIES: dict[str, Family] = {
             smollm3.smollm3_tiny,
             _presets(smollm3.smollm3_tiny, smollm3.smollm3_3b),
             "LLaMA without rotation in every fourth layer",
+            smollm3.SMOLLM3,
         ),
         Family(
             "gemma",
@@ -97,6 +107,7 @@ FAMILIES: dict[str, Family] = {
             gemma.gemma_tiny,
             _presets(gemma.gemma_tiny, gemma.gemma_2b, gemma.gemma_7b),
             "RMSNorm by 1 + weight, GeGLU, scaled embeddings",
+            gemma.GEMMA1,
         ),
         Family(
             "gemma2",
@@ -104,6 +115,7 @@ FAMILIES: dict[str, Family] = {
             gemma.gemma2_tiny,
             _presets(gemma.gemma2_tiny, gemma.gemma2_2b, gemma.gemma2_9b),
             "Gemma with four norms, soft caps, windows in every other layer",
+            gemma.GEMMA2,
         ),
         Family(
             "gemma3",
@@ -111,6 +123,7 @@ FAMILIES: dict[str, Family] = {
             gemma3.gemma3_tiny,
             _presets(gemma3.gemma3_tiny, gemma3.gemma3_1b),
             "Gemma with QK-norm, windows, every sixth layer global with a longer rotary base",
+            gemma3.GEMMA3,
         ),
     )
 }  # fmt: skip

@@ -6,8 +6,16 @@ from typing import Any
 
 from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.models.decoder import decoder_block
-from lmxlab.models.hf_config import HFConfig, block_from_hf, decoder, windowed
-from lmxlab.models.llama import LLAMA_NAMES
+from lmxlab.models.hf_config import (
+    Converter,
+    HFConfig,
+    block_from_hf,
+    decoder,
+    decoder_to_hf,
+    layer_types_to_hf,
+    windowed,
+)
+from lmxlab.models.llama import LLAMA_LAYER, llama_rules
 
 # What every Gemma has and LLaMA has not.
 GEMMA: dict[str, Any] = {"norm_plus_one": True, "activation": "gelu_tanh"}
@@ -137,9 +145,40 @@ def gemma_model(hf: HFConfig, blocks: list[BlockConfig], logit_softcap: float | 
     return decoder(hf, blocks, tied=True, embed_scale=math.sqrt(hf["hidden_size"]), logit_softcap=logit_softcap)
 
 
-GEMMA2_NAMES = {
-    **LLAMA_NAMES,
+def gemma_to_hf(config: ModelConfig, **own: Any) -> dict[str, Any]:
+    """The config.json of a GemmaForCausalLM; `own` are a later generation's fields."""
+    return decoder_to_hf(
+        config,
+        hidden_act="gelu_pytorch_tanh",
+        hidden_activation="gelu_pytorch_tanh",
+        attention_bias=config.block.effective_attention_bias,
+        **own,
+    )
+
+
+def gemma2_to_hf(config: ModelConfig, **own: Any) -> dict[str, Any]:
+    """The config.json of a Gemma2ForCausalLM."""
+    return gemma_to_hf(
+        config,
+        query_pre_attn_scalar=_scalar(config.block),
+        attn_logit_softcapping=config.block.attention_softcap,
+        final_logit_softcapping=config.logit_softcap,
+        **layer_types_to_hf(config),
+        **own,
+    )
+
+
+def _scalar(block: BlockConfig) -> float:
+    """1 / attention_scale^2, an integer where it was one: mlx-lm and transformers take its root again."""
+    scalar = block.effective_attention_scale**-2
+    return round(scalar) if math.isclose(scalar, round(scalar), rel_tol=1e-9) else scalar
+
+
+GEMMA2_LAYER = {
+    **LLAMA_LAYER,
     "post_attention_layernorm": "attn_out_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "ffn_out_norm",
 }
+GEMMA1 = Converter("gemma", "GemmaForCausalLM", config_from_gemma, gemma_to_hf, llama_rules(LLAMA_LAYER))
+GEMMA2 = Converter("gemma2", "Gemma2ForCausalLM", config_from_gemma2, gemma2_to_hf, llama_rules(GEMMA2_LAYER))

@@ -3,12 +3,20 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from lmxlab.core.config import ModelConfig
 from lmxlab.core.rope_scaling import RopeScaling
-from lmxlab.models.gemma import GEMMA2_NAMES, gemma_block, gemma_block_from_hf, gemma_model, scores_from_hf
-from lmxlab.models.hf_config import HFConfig, rope_from_hf, windowed
-from lmxlab.models.llama import QK_NORM_NAMES
+from lmxlab.models.gemma import (
+    GEMMA2_LAYER,
+    gemma2_to_hf,
+    gemma_block,
+    gemma_block_from_hf,
+    gemma_model,
+    scores_from_hf,
+)
+from lmxlab.models.hf_config import Converter, HFConfig, rope_from_hf, rope_to_hf, windowed
+from lmxlab.models.llama import QK_NORM, llama_rules
 
 LOCAL_THETA = 10000.0
 
@@ -102,4 +110,17 @@ def _rope(hf: HFConfig, kind: str, older: str, default: float) -> tuple[float, R
     return rope_from_hf(hf, hf.get("max_position_embeddings", 131072), default_theta=base)
 
 
-GEMMA3_NAMES = GEMMA2_NAMES | QK_NORM_NAMES
+def gemma3_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The config.json of a Gemma3ForCausalLM, with the rotary fields of the first releases, which all tools read."""
+    layers = [config.get_block_config(i) for i in range(config.n_layers)]
+    far = [layer for layer in layers if layer.attention == "gqa"]
+    near = [layer for layer in layers if layer.attention != "gqa"]
+    fields = gemma2_to_hf(config, **rope_to_hf((far or near)[0]), rope_local_base_freq=(near or far)[0].rope_theta)
+    # mlx-lm goes by the pattern, transformers by layer_types.
+    first = next((i for i, layer in enumerate(layers) if layer.attention == "gqa"), config.n_layers)
+    return fields | {"sliding_window_pattern": first + 1}
+
+
+GEMMA3 = Converter(
+    "gemma3_text", "Gemma3ForCausalLM", config_from_gemma3, gemma3_to_hf, llama_rules(GEMMA2_LAYER | QK_NORM)
+)

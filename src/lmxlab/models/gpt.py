@@ -1,11 +1,11 @@
 """GPT: LayerNorm, full attention, GELU; with sinusoidal positions, or as GPT-2 really is."""
 
 import math
-
-import mlx.core as mx
+from typing import Any
 
 from lmxlab.core.config import BlockConfig, ModelConfig
-from lmxlab.models.hf_config import HFConfig
+from lmxlab.models.hf_config import Converter, HFConfig
+from lmxlab.models.weight_map import Split, Transpose, per_layer, rename, rule
 
 
 def gpt_config(
@@ -155,34 +155,39 @@ def config_from_gpt2(hf: HFConfig) -> ModelConfig:
     return ModelConfig(block, hf["vocab_size"], hf["n_layer"], tie_embeddings=hf.get("tie_word_embeddings", True))
 
 
-GPT2_NAMES = {
-    "wte": "embed",
-    "wpe": "embed_position",
-    "ln_f": "final_norm",
-    "lm_head": "head",
-    "ln_1": "attn_norm",
-    "ln_2": "ffn_norm",
-    "attn.c_proj": "attention.o_proj",
-    "mlp.c_fc": "ffn.up",
-    "mlp.c_proj": "ffn.down",
-}
+def gpt2_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The config.json of a GPT2LMHeadModel."""
+    block = config.block
+    return {
+        "vocab_size": config.vocab_size,
+        "n_embd": block.d_model,
+        "n_layer": config.n_layers,
+        "n_head": block.n_heads,
+        "n_inner": block.d_ff,
+        "n_positions": block.max_seq_len,
+        "n_ctx": block.max_seq_len,
+        "layer_norm_epsilon": block.norm_eps,
+        "activation_function": "gelu_new" if block.activation == "gelu_tanh" else "gelu",
+        "tie_word_embeddings": config.tie_embeddings,
+    }
 
 
-def weights_from_gpt2(name: str, array: mx.array) -> dict[str, mx.array]:
-    """Our names and arrays for one of a GPT2LMHeadModel; {} for a name that it does not have.
-
-    GPT-2 keeps its matrices as (in, out) ("Conv1D") and q, k, v side by side in one of them.
-    """
-    path, _, kind = name.removeprefix("transformer.").rpartition(".")
-    if kind not in ("weight", "bias"):
-        return {}
-    prefix = ""
-    if path.startswith("h."):
-        _, layer, path = path.split(".", 2)
-        prefix = f"blocks.{layer}."
-    if array.ndim == 2 and prefix:
-        array = array.T
-    if path == "attn.c_attn":
-        parts = zip("qkv", mx.split(array, 3, axis=0), strict=True)
-        return {f"{prefix}attention.{letter}_proj.{kind}": part for letter, part in parts}
-    return {f"{prefix}{GPT2_NAMES[path]}.{kind}": array} if path in GPT2_NAMES else {}
+# The names of the published files; save_pretrained puts "transformer." before most of them. Its matrices are (in, out).
+GPT2_RULES = [
+    *rename({"wte": "embed", "wpe": "embed_position", "ln_f": "final_norm", "lm_head": "head"}),
+    *per_layer(
+        "h.{i}.",
+        [
+            *rename({"ln_1": "attn_norm", "ln_2": "ffn_norm"}),
+            rule(
+                "attn.c_attn",
+                ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+                *(Transpose(1, 0), Split(0)),
+            ),
+            rule("attn.c_proj", "attention.o_proj", Transpose(1, 0)),
+            rule("mlp.c_fc", "ffn.up", Transpose(1, 0)),
+            rule("mlp.c_proj", "ffn.down", Transpose(1, 0)),
+        ],
+    ),
+]
+GPT2 = Converter("gpt2", "GPT2LMHeadModel", config_from_gpt2, gpt2_to_hf, GPT2_RULES, prefix="transformer.")

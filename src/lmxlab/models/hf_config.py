@@ -2,16 +2,15 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import mlx.core as mx
 
 from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.errors import UserError
 from lmxlab.models.decoder import decoder_block
+from lmxlab.models.weight_map import Rule, Transfer, renaming, transfers
 
 # Fields that no forward pass of a model in evaluation depends on.
 HARMLESS = re.compile(
@@ -79,37 +78,41 @@ class HFConfig:
         return table[value]
 
 
-Rename = Callable[[str], str | None]
-
-
 @dataclass(frozen=True)
 class Converter:
-    """How one `model_type` becomes ours: its config, and each of its weights (one name may become several).
+    """How one kind of Hugging Face checkpoint becomes ours, and ours becomes one again.
 
-    `rename` gives our name of a weight, None for one that the family does not have, where names are all that changes.
+    Args:
+        model_type, architecture: what stands in its config.json, such as "llama" and "LlamaForCausalLM".
+        config: its config.json -> our config; every field is read, or refused by name.
+        to_hf: our config -> the fields of a config.json that mean it, without model_type and architectures. What it
+            makes of a config of another family need not be right: a folder is written only if `config` makes the same
+            config of it again (see `export`).
+        rules: how the weights are named and laid out: see `weight_map`; a function where that depends on the config.
+        prefix: what newer files put before some of their names (GPT-2: "transformer."); the rules are without it.
+        ignored: pattern of names that the file may have and the model has not, such as heads that only training used.
+        rename_by_pattern: names for `convert_weights` where they depend on the pattern of the layers' kinds.
     """
 
+    model_type: str
+    architecture: str
     config: Callable[[HFConfig], ModelConfig]
-    weights: Callable[[str, mx.array], dict[str, mx.array]]
-    rename: Rename | None = None
+    to_hf: Callable[[ModelConfig], dict[str, Any]]
+    rules: Sequence[Rule] | Callable[[ModelConfig], Sequence[Rule]]
+    prefix: str = ""
+    ignored: str | None = None
+    rename_by_pattern: Callable[[str], Callable[[str], str | None]] | None = None
 
-    @classmethod
-    def renaming(cls, config: Callable[[HFConfig], ModelConfig], names: dict[str, str]) -> "Converter":
-        """From a table of module names without their layer, such as "self_attn.q_proj": "attention.q_proj"."""
+    @property
+    def rename(self) -> Callable[[str], str | None] | None:
+        """The function from their names to ours (None: it has no such weight), where names are all that differs."""
+        if callable(self.rules) or not all(rule.only_renames for rule in self.rules):
+            return None
+        return renaming(self.rules)
 
-        def rename(name: str) -> str | None:
-            path, _, kind = name.rpartition(".")
-            prefix = ""
-            if path.startswith("model.layers."):
-                _, _, layer, path = path.split(".", 3)
-                prefix = f"blocks.{layer}."
-            return f"{prefix}{names[path]}.{kind}" if path in names else None
-
-        def weights(name: str, array: mx.array) -> dict[str, mx.array]:
-            ours = rename(name)
-            return {} if ours is None else {ours: array}
-
-        return cls(config, weights, rename)
+    def transfers(self, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[Transfer]:
+        """The rules at every place of a model of this config, whose weights have these shapes."""
+        return transfers(self.rules(config) if callable(self.rules) else self.rules, shapes, config)
 
 
 def block_from_hf(hf: HFConfig, **own: Any) -> BlockConfig:
@@ -152,6 +155,15 @@ def windowed(hf: HFConfig, block: BlockConfig, kinds: Sequence[str]) -> list[Blo
     return [sliding if kind == "sliding_attention" else block for kind in kinds]
 
 
+# What each kind of rope scaling is set by, under the same names there and here.
+ROPE_FIELDS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"),
+}
+
+
 def rope_from_hf(
     hf: HFConfig, max_seq_len: int, layer_type: str | None = None, default_theta: float = 10000.0
 ) -> tuple[float, RopeScaling | None]:
@@ -175,15 +187,9 @@ def rope_from_hf(
         return theta, None
     # The dynamic kind is defined by the config's own context, the others by the pre-training one.
     original = max_seq_len if kind == "dynamic" else trained_length or original or max_seq_len
-    known = {
-        "linear": {"factor"},
-        "dynamic": {"factor"},
-        "llama3": {"factor", "low_freq_factor", "high_freq_factor"},
-        "yarn": {"factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"},
-    }
-    if kind not in known:
-        raise UserError(f"Unsupported rope type {kind!r} in a {hf.model_type} config; built are {sorted(known)}")
-    foreign = sorted(set(rope) - known[kind])
+    if kind not in ROPE_FIELDS:
+        raise UserError(f"Unsupported rope type {kind!r} in a {hf.model_type} config; built are {sorted(ROPE_FIELDS)}")
+    foreign = sorted(set(rope) - set(ROPE_FIELDS[kind]))
     if foreign:
         raise UserError(f"Unsupported fields of rope type {kind!r} in a {hf.model_type} config: {foreign}")
     if kind == "yarn":
@@ -191,3 +197,44 @@ def rope_from_hf(
     if "factor" not in rope:
         raise UserError(f"The {hf.model_type} config is missing required fields of rope type {kind!r}: ['factor']")
     return theta, RopeScaling(kind, original_max_seq_len=None if kind == "linear" else original, **rope)
+
+
+def decoder_to_hf(config: ModelConfig, rotated: BlockConfig | None = None, **own: Any) -> dict[str, Any]:
+    """What `decoder` and `block_from_hf` read, in the layout that older tools know, too; `own` adds to it or replaces.
+
+    `rotated` is a layer that turns its queries, where the template does not.
+    """
+    block = config.block
+    fields = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": block.d_model,
+        "intermediate_size": block.d_ff,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": block.n_heads,
+        "num_key_value_heads": block.effective_n_kv_heads,
+        "head_dim": int(block.head_dim),
+        "hidden_act": "silu",
+        "rms_norm_eps": block.norm_eps,
+        "max_position_embeddings": block.max_seq_len,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+    return {**fields, **rope_to_hf(rotated or block), **own}
+
+
+def layer_types_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """What `windowed` reads."""
+    layers = [config.get_block_config(i) for i in range(config.n_layers)]
+    kinds = ["sliding_attention" if layer.window_size else "full_attention" for layer in layers]
+    return {"layer_types": kinds, "sliding_window": next((b.window_size for b in layers if b.window_size), None)}
+
+
+def rope_to_hf(block: BlockConfig) -> dict[str, Any]:
+    """What `rope_from_hf` reads: the older layout, which transformers and mlx-lm both know."""
+    scaling = block.rope_scaling
+    if scaling is None:
+        return {"rope_theta": block.rope_theta, "rope_scaling": None}
+    fields: dict[str, Any] = {"type": scaling.kind, "rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind in ("llama3", "yarn"):
+        fields["original_max_position_embeddings"] = scaling.original_max_seq_len
+    own = {name: getattr(scaling, name) for name in ROPE_FIELDS[scaling.kind] if getattr(scaling, name) is not None}
+    return {"rope_theta": block.rope_theta, "rope_scaling": fields | own}

@@ -1,9 +1,13 @@
 """LLaMA: RMSNorm, grouped-query attention, SwiGLU, RoPE, no biases."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from lmxlab.core.config import ModelConfig
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.models.decoder import decoder_block
-from lmxlab.models.hf_config import HFConfig, block_from_hf, decoder
+from lmxlab.models.hf_config import Converter, HFConfig, block_from_hf, decoder, decoder_to_hf
+from lmxlab.models.weight_map import Rule, per_layer, rename
 
 
 def llama_config(
@@ -103,11 +107,14 @@ def config_from_llama(hf: HFConfig) -> ModelConfig:
     return decoder(hf, [block] * hf["num_hidden_layers"])
 
 
-# Module names of LlamaForCausalLM, which most later families keep.
-LLAMA_NAMES = {
-    "model.embed_tokens": "embed",
-    "model.norm": "final_norm",
-    "lm_head": "head",
+def llama_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The config.json of a LlamaForCausalLM."""
+    return decoder_to_hf(config, mlp_bias=config.block.bias, attention_bias=config.block.effective_attention_bias)
+
+
+# Module names of LlamaForCausalLM, which most later families keep: outside the layers, and within each.
+LLAMA_OUTER = {"model.embed_tokens": "embed", "model.norm": "final_norm", "lm_head": "head"}
+LLAMA_LAYER = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
     "self_attn.q_proj": "attention.q_proj",
@@ -118,4 +125,12 @@ LLAMA_NAMES = {
     "mlp.up_proj": "ffn.up",
     "mlp.down_proj": "ffn.down",
 }
-QK_NORM_NAMES = {"self_attn.q_norm": "attention.q_norm", "self_attn.k_norm": "attention.k_norm"}
+QK_NORM = {"self_attn.q_norm": "attention.q_norm", "self_attn.k_norm": "attention.k_norm"}
+
+
+def llama_rules(layer: Mapping[str, str], *special: Rule) -> list[Rule]:
+    """Weight rules in LLaMA's frame: the names within a layer, and before them rules that do more than rename."""
+    return [*rename(LLAMA_OUTER), *per_layer("model.layers.{i}.", [*special, *rename(layer)])]
+
+
+LLAMA = Converter("llama", "LlamaForCausalLM", config_from_llama, llama_to_hf, llama_rules(LLAMA_LAYER))

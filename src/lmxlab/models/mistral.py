@@ -1,8 +1,11 @@
 """Mistral: LLaMA with sliding-window attention (2310.06825)."""
 
+from typing import Any
+
 from lmxlab.core.config import ModelConfig
 from lmxlab.models.decoder import decoder_block
-from lmxlab.models.hf_config import HFConfig, block_from_hf, decoder, windowed
+from lmxlab.models.hf_config import Converter, HFConfig, block_from_hf, decoder, decoder_to_hf, windowed
+from lmxlab.models.llama import LLAMA_LAYER, llama_rules
 
 
 def mistral_config(
@@ -46,3 +49,11 @@ def config_from_mistral(hf: HFConfig) -> ModelConfig:
     hf.refuse_unless(hidden_act="silu")
     kinds = ["sliding_attention"] * hf["num_hidden_layers"]
     return decoder(hf, windowed(hf, block_from_hf(hf), kinds))
+
+
+def mistral_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The config.json of a MistralForCausalLM."""
+    return decoder_to_hf(config, sliding_window=config.block.window_size)
+
+
+MISTRAL = Converter("mistral", "MistralForCausalLM", config_from_mistral, mistral_to_hf, llama_rules(LLAMA_LAYER))

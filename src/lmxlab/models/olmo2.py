@@ -1,9 +1,11 @@
 """OLMo 2: norms on the output of each branch, and on q and k of all heads together (2501.00656, section 2.1)."""
 
+from typing import Any
+
 from lmxlab.core.config import ModelConfig
 from lmxlab.models.decoder import decoder_block
-from lmxlab.models.hf_config import HFConfig, block_from_hf, decoder
-from lmxlab.models.llama import LLAMA_NAMES, QK_NORM_NAMES
+from lmxlab.models.hf_config import Converter, HFConfig, block_from_hf, decoder, decoder_to_hf
+from lmxlab.models.llama import LLAMA_LAYER, QK_NORM, llama_rules
 
 
 def olmo2_config(
@@ -51,10 +53,16 @@ def config_from_olmo2(hf: HFConfig) -> ModelConfig:
     return decoder(hf, [block] * hf["num_hidden_layers"])
 
 
-OLMO2_NAMES = {
-    **LLAMA_NAMES,
-    **QK_NORM_NAMES,
+def olmo2_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The config.json of an Olmo2ForCausalLM."""
+    return decoder_to_hf(config, attention_bias=config.block.effective_attention_bias)
+
+
+OLMO2_LAYER = {
+    **LLAMA_LAYER,
+    **QK_NORM,
     "post_attention_layernorm": "attn_norm",
     "post_feedforward_layernorm": "ffn_norm",
 }
-del OLMO2_NAMES["input_layernorm"]
+del OLMO2_LAYER["input_layernorm"]
+OLMO2 = Converter("olmo2", "Olmo2ForCausalLM", config_from_olmo2, olmo2_to_hf, llama_rules(OLMO2_LAYER))

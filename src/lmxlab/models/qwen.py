@@ -1,9 +1,19 @@
 """Qwen 2 (2407.10671): LLaMA with biases on q, k, v. Qwen 3 (2505.09388): with normalised heads instead."""
 
+from typing import Any
+
 from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.models.decoder import decoder_block
-from lmxlab.models.hf_config import HFConfig, block_from_hf, decoder, windowed
-from lmxlab.models.llama import LLAMA_NAMES, QK_NORM_NAMES
+from lmxlab.models.hf_config import (
+    Converter,
+    HFConfig,
+    block_from_hf,
+    decoder,
+    decoder_to_hf,
+    layer_types_to_hf,
+    windowed,
+)
+from lmxlab.models.llama import LLAMA_LAYER, QK_NORM, llama_rules
 
 
 def qwen2_config(
@@ -93,4 +103,20 @@ def _layers(hf: HFConfig, block: BlockConfig) -> list[BlockConfig]:
     return windowed(hf, block, kinds)
 
 
-QWEN3_NAMES = LLAMA_NAMES | QK_NORM_NAMES
+def qwen2_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The config.json of a Qwen2ForCausalLM."""
+    windows = layer_types_to_hf(config)
+    if "sliding_attention" not in windows["layer_types"]:
+        return decoder_to_hf(config, use_sliding_window=False)
+    # Its modules go by layer_types; mlx-lm, by max_window_layers.
+    first = windows["layer_types"].index("sliding_attention")
+    return decoder_to_hf(config, use_sliding_window=True, max_window_layers=first, **windows)
+
+
+def qwen3_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The config.json of a Qwen3ForCausalLM."""
+    return qwen2_to_hf(config) | {"attention_bias": config.block.effective_attention_bias}
+
+
+QWEN2 = Converter("qwen2", "Qwen2ForCausalLM", config_from_qwen2, qwen2_to_hf, llama_rules(LLAMA_LAYER))
+QWEN3 = Converter("qwen3", "Qwen3ForCausalLM", config_from_qwen3, qwen3_to_hf, llama_rules(LLAMA_LAYER | QK_NORM))

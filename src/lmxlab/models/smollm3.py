@@ -1,10 +1,20 @@
 """SmolLM3: LLaMA without rotation in every fourth layer (huggingface.co/blog/smollm3, after 2501.18795)."""
 
 import dataclasses
+from typing import Any
 
 from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.models.decoder import decoder_block
-from lmxlab.models.hf_config import HFConfig, block_from_hf, decoder, windowed
+from lmxlab.models.hf_config import (
+    Converter,
+    HFConfig,
+    block_from_hf,
+    decoder,
+    decoder_to_hf,
+    layer_types_to_hf,
+    windowed,
+)
+from lmxlab.models.llama import LLAMA_LAYER, llama_rules
 
 
 def smollm3_config(
@@ -56,9 +66,30 @@ def config_from_smollm3(hf: HFConfig) -> ModelConfig:
     return decoder(hf, _layers(windowed(hf, block, kinds), rotated), tied=True)
 
 
+def smollm3_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The config.json of a SmolLM3ForCausalLM."""
+    layers = [config.get_block_config(i) for i in range(config.n_layers)]
+    windows = layer_types_to_hf(config)
+    if "sliding_attention" not in windows["layer_types"]:
+        windows = {}
+    rotated = next((layer for layer in layers if layer.position == "rope"), config.block)
+    return decoder_to_hf(
+        config,
+        rotated,
+        no_rope_layers=[int(layer.position == "rope") for layer in layers],
+        use_sliding_window=bool(windows),
+        attention_bias=config.block.effective_attention_bias,
+        mlp_bias=config.block.bias,
+        **windows,
+    )
+
+
 def _layers(blocks: list[BlockConfig], rotated: list[bool] | list[int]) -> list[BlockConfig]:
     unrotated = {"position": "none", "rope_scaling": None}
     return [
         block if turns else dataclasses.replace(block, **unrotated)  # type: ignore[arg-type]
         for block, turns in zip(blocks, rotated, strict=True)
     ]
+
+
+SMOLLM3 = Converter("smollm3", "SmolLM3ForCausalLM", config_from_smollm3, smollm3_to_hf, llama_rules(LLAMA_LAYER))
