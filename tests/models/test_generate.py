@@ -4,12 +4,13 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from lmxlab.models import decoding
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.generate import generate, stream_generate
 from lmxlab.models.gpt import gpt2_tiny, gpt_tiny
 from lmxlab.models.llama import llama_tiny
 
-from .architectures import build, tokens
+from .architectures import ARCHITECTURES, build, tokens
 
 GREEDY: dict[str, Any] = {"temperature": 0.0}
 
@@ -61,6 +62,36 @@ def test_rows_stop_each_on_their_own() -> None:
     out = generate(model, prompt, 20, stop_tokens=[stop], **GREEDY)[:, 4:].tolist()
     assert out[1] == b
     assert out[0] == a[:end] + [stop] * (20 - end)
+
+
+EVERY_KIND = sorted({*ARCHITECTURES} - {"dynamic-scaling", "window-dynamic-scaling"})
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_prompts_of_different_lengths_are_decoded_together_as_each_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 4)  # so that whole parts of the short prompts are padding
+    model = build(ARCHITECTURES[name]())
+    prompts: list[Any] = [tokens(1, n)[0] for n in (1, 13, 6)]
+    settings = {"repetition_penalty": 1.2, "logit_bias": {3: -1.0}, **GREEDY}
+    alone = [generate(model, prompt, 12, **settings).tolist() for prompt in prompts]
+    assert [row.tolist() for row in generate(model, prompts, 12, **settings)] == alone
+    stop = alone[1][15]
+    ended = []
+    for row, prompt in zip(alone, prompts, strict=True):
+        new = row[prompt.size :]
+        ended.append(row[: prompt.size] + (new[: new.index(stop)] if stop in new else new))
+    stopped = generate(model, [prompt.tolist() for prompt in prompts], 12, stop_tokens=[stop], **settings)
+    assert [row.tolist() for row in stopped] == ended
+
+
+def test_a_list_of_prompts_needs_tokens_in_each() -> None:
+    for prompts in ([], [mx.array([1]), mx.zeros((0,), mx.int32)], [mx.array([[1]])]):
+        with pytest.raises(ValueError, match="at least one token"):
+            generate(build(gpt_tiny()), prompts)
+    with pytest.raises(ValueError, match="rows cannot have padding; decode each"):
+        generate(build(ARCHITECTURES["dynamic-scaling"]()), [mx.array([1]), mx.array([1, 2])])
 
 
 def test_equal_seeds_give_equal_texts() -> None:

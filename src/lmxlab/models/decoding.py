@@ -1,6 +1,6 @@
 """The decoder: from a prompt, one token after the other for every row, with a cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ def decode(
     sampler: Sampler,
     *,
     key: mx.array | None = None,
+    left_padding: Sequence[int] | None = None,
     context: str | int = "error",
 ) -> Iterator[Step]:
     """Yields `max_tokens` steps; the next one is computed while the caller uses this one. Dropout is off.
@@ -37,7 +38,9 @@ def decode(
     Args:
         prompt: token ids (B, T).
         key: draws are made with keys split from this one; None: from MLX's global random state.
-        context: as in `generate`.
+        left_padding: how many tokens before each row's text are padding. Fill with tokens that the row has: the
+            repetition penalty counts them.
+        context: as in `generate`; a window moves over all rows together.
 
     Raises:
         UserError: a prompt that is empty, not of this vocabulary or too long, or an argument out of its range.
@@ -68,14 +71,16 @@ def decode(
         mx.async_eval(drawn)
         return Step(drawn, logits)
 
-    done = 0
+    done, width = 0, prompt.shape[1]
     while done < max_tokens:
         room = max_tokens - done
         if window is not None:
             if prompt.shape[1] > window:  # keep what leaves room for the new tokens, and at least the second half
                 prompt = prompt[:, -max(window + 1 - room, window // 2, 1) :]
             room = min(room, window + 1 - prompt.shape[1])  # the last new token is not read
-        cache = model.make_cache()
+        cut = width - prompt.shape[1]
+        padding = None if left_padding is None else [max(0, n - cut) for n in left_padding]
+        cache = model.make_cache(padding)
         with mode(model):
             rest = prefill(model, prompt, cache)
         following = step(rest)
@@ -86,8 +91,20 @@ def decode(
                 following = step(current.tokens[:, None])
             drawn.append(current.tokens)
             yield current
-        done += room
+        done, width = done + room, width + room
         prompt = mx.concatenate([prompt, mx.stack(drawn, axis=1).astype(prompt.dtype)], axis=1)
+
+
+def pad_left(rows: Sequence[mx.array]) -> tuple[mx.array, list[int]]:
+    """Rows of tokens (T_i,) as one array (B, max T), each filled up before its text with its own first token.
+
+    Returns:
+        The array, and how many tokens of each row are padding.
+    """
+    longest = max(row.size for row in rows)
+    padding = [longest - row.size for row in rows]
+    filled = [mx.concatenate([mx.repeat(row[:1], n), row]) for row, n in zip(rows, padding, strict=True)]
+    return mx.stack(filled), padding
 
 
 def prefill(model: LanguageModel, prompt: mx.array, cache: list[Any]) -> mx.array:

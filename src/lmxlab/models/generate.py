@@ -1,19 +1,26 @@
 """Continuing token ids: whole, or token by token."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
 
 import mlx.core as mx
 
 from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel
-from lmxlab.models.decoding import decode
+from lmxlab.models.decoding import decode, pad_left
 from lmxlab.models.sampling import Sampler
 from lmxlab.models.stop import Decodes, TextWatch, check_stop_strings
 
+Prompts = Sequence[mx.array | Sequence[int]]  # of different lengths
 
+
+@overload
+def generate(model: LanguageModel, prompt: mx.array, *args: Any, **options: Any) -> mx.array: ...
+@overload
+def generate(model: LanguageModel, prompt: Prompts, *args: Any, **options: Any) -> list[mx.array]: ...
 def generate(
     model: LanguageModel,
-    prompt: mx.array,
+    prompt: mx.array | Prompts,
     max_tokens: int = 100,
     temperature: float = 1.0,
     top_k: int = 0,
@@ -28,13 +35,14 @@ def generate(
     tokenizer: Decodes | None = None,
     seed: int | None = None,
     context: str | int = "error",
-) -> mx.array:
+) -> mx.array | list[mx.array]:
     """Continues each row of the prompt.
 
     Dropout is off. The logits are processed in this order: bias, penalty, temperature, top-k, top-p, min-p.
 
     Args:
-        prompt: token ids (B, T), or (T,) for one row.
+        prompt: token ids (B, T), or (T,) for one row; or a list of prompts of different lengths, which are decoded
+            together, each as it would be alone.
         max_tokens: new tokens per row; 0 returns the prompt.
         temperature: divides the logits; 0 takes the most likely token (greedy).
         top_k: sample among the k most likely tokens; 0 or at least the vocabulary: no limit. Wins over top_p.
@@ -56,16 +64,17 @@ def generate(
 
     Returns:
         (B, T + n) or (T + n,): the prompt and n <= max_tokens new tokens, n that of the longest row. A row that ended
-        earlier is filled up with the token it ended at.
+        earlier is filled up with the token it ended at. For a list of prompts: a list, each as long as it became.
 
     Raises:
         UserError: a prompt that is empty, too long or not of this vocabulary, or an argument out of its range.
     """
-    rows = prompt if prompt.ndim == 2 else prompt[None]
+    rows, padding = _rows(prompt)
     sampler = Sampler(temperature, top_k, top_p, repetition_penalty, min_p, logit_bias, compose)
     stop = check_stop_strings(stop_strings, tokenizer)
     texts = [_Row(stop_tokens, stop, tokenizer, row) for row in _lists(rows, bool(stop))]
-    for step in decode(model, rows, max_tokens, sampler, key=_key(seed), context=context):
+    steps = decode(model, rows, max_tokens, sampler, key=_key(seed), left_padding=padding, context=context)
+    for step in steps:
         drawn: list[int] = step.tokens.tolist()  # type: ignore[assignment]
         for text, token in zip(texts, drawn, strict=True):
             text.push(token)
@@ -73,6 +82,10 @@ def generate(
             break
     for text in texts:
         text.finish()
+    if not isinstance(prompt, mx.array):
+        padding = padding or [0] * len(texts)
+        new_tokens = [mx.array(text.tokens, dtype=rows.dtype) for text in texts]
+        return [mx.concatenate([row[n:], new]) for row, n, new in zip(rows, padding, new_tokens, strict=True)]
     longest = max(len(text.tokens) for text in texts)
     if longest:
         new = [text.tokens + [text.end] * (longest - len(text.tokens)) for text in texts]
@@ -159,6 +172,17 @@ class _Row:
         self.tokens += tokens
         self._held = self._held[len(tokens) :]
         return tokens
+
+
+def _rows(prompt: mx.array | Prompts) -> tuple[mx.array, list[int] | None]:
+    """(B, T) and the padding of each row, None where there is none."""
+    if isinstance(prompt, mx.array):
+        return (prompt if prompt.ndim == 2 else prompt[None]), None
+    rows = [row if isinstance(row, mx.array) else mx.array(list(row), mx.int32) for row in prompt]
+    if not rows or any(row.ndim != 1 or row.size == 0 for row in rows):
+        raise UserError(f"The prompts have shapes {[row.shape for row in rows]}; give each (T,), at least one token")
+    tokens, padding = pad_left(rows)
+    return tokens, padding if any(padding) else None
 
 
 def _lists(rows: mx.array, wanted: bool) -> list[list[int]]:
