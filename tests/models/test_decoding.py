@@ -3,16 +3,17 @@
 import mlx.core as mx
 import pytest
 
+from lmxlab.core.config import ModelConfig
 from lmxlab.models import decoding
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.decoding import context_length, decode
 from lmxlab.models.generate import generate, stream_generate
 from lmxlab.models.gpt import gpt2_tiny, gpt_tiny
-from lmxlab.models.llama import llama_tiny
-from lmxlab.models.sampling import Sampler
+from lmxlab.models.llama import llama_config, llama_tiny
+from lmxlab.models.sampling import Keys, Sampler
 from lmxlab.models.text import stream_text
 
-from .architectures import ARCHITECTURES, build, tokens
+from .architectures import ARCHITECTURES, build, gap, tokens
 
 
 def test_a_seed_repeats_the_draws_and_leaves_the_global_state_alone() -> None:
@@ -39,7 +40,7 @@ def test_a_seed_draws_a_new_number_for_every_token() -> None:
 def test_the_steps_carry_the_logits_that_were_drawn_from() -> None:
     model, prompt = build(llama_tiny()), tokens(2, 5)
     text = prompt
-    for step in decode(model, prompt, 6, Sampler(temperature=0.7, top_k=4), key=mx.random.key(0)):
+    for step in decode(model, prompt, 6, Sampler(temperature=0.7, top_k=4), keys=Keys(0)):
         logits = model(text)[0][:, -1]
         assert mx.allclose(step.logits, logits, atol=1e-4)
         text = mx.concatenate([text, step.tokens[:, None].astype(text.dtype)], axis=1)
@@ -97,6 +98,33 @@ def test_the_context_is_that_of_positions_that_end() -> None:
         *("alibi", "no-position", "window-alibi", "dynamic-scaling", "window-dynamic-scaling", "mixed-layers")
     }
     assert set(limits.values()) == {40, None}
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_cache_of_the_first_tokens_is_gone_on_from(name: str) -> None:
+    model, prompt = build(ARCHITECTURES[name]()), tokens(1, 12)
+    plain = generate(model, prompt, 8, temperature=0.0)
+    cache = model.make_cache()
+    model(prompt[:, :7], cache=cache)
+    assert generate(model, prompt, 8, temperature=0.0, cache=cache).tolist() == plain.tolist()
+    assert cache[0].offset == 12 + 7
+    with pytest.raises(ValueError, match="holds 12 of the prompt's 12 tokens"):
+        generate(model, prompt, 8, cache=cache)
+
+
+def test_a_quantised_cache_decodes_nearly_the_same() -> None:
+    model, prompt = build(_wide_llama()), tokens(2, 12)
+    gaps = []
+    for bits in (8, 4):
+        steps = decode(model, prompt, 2, Sampler(0.0), cache_bits=bits)
+        exact = decode(model, prompt, 2, Sampler(0.0))
+        next(steps), next(exact)
+        gaps.append(gap(next(steps).logits, next(exact).logits))
+    assert 0 < gaps[0] < 0.3 and gaps[0] < gaps[1] < 6  # a spread of about 2
+
+
+def _wide_llama() -> ModelConfig:
+    return llama_config(vocab_size=61, d_model=128, n_heads=4, n_kv_heads=2, n_layers=2, d_ff=48, max_seq_len=40)
 
 
 @pytest.mark.parametrize(("context", "message"), [("wrap", "one of error, window, extend"), (0, "at least 1 token")])

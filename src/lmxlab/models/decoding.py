@@ -10,7 +10,7 @@ from lmxlab.core.config import ModelConfig
 from lmxlab.core.position import RoPE
 from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel, check_tokens, evaluating
-from lmxlab.models.sampling import Sampler
+from lmxlab.models.sampling import Keys, Sampler
 
 PREFILL_TOKENS = 512
 CONTEXTS = ("error", "window", "extend")
@@ -29,18 +29,22 @@ def decode(
     max_tokens: int,
     sampler: Sampler,
     *,
-    key: mx.array | None = None,
+    keys: Keys | None = None,
     left_padding: Sequence[int] | None = None,
     context: str | int = "error",
+    cache: list[Any] | None = None,
+    cache_bits: int | None = None,
 ) -> Iterator[Step]:
     """Yields `max_tokens` steps; the next one is computed while the caller uses this one. Dropout is off.
 
     Args:
         prompt: token ids (B, T).
-        key: draws are made with keys split from this one; None: from MLX's global random state.
+        keys: where the draws come from; None: MLX's global random state.
         left_padding: how many tokens before each row's text are padding. Fill with tokens that the row has: the
             repetition penalty counts them.
         context: as in `generate`; a window moves over all rows together.
+        cache: caches that hold the first tokens of the prompt, and go on with the others and the new ones.
+        cache_bits: keeps keys and values in 8 or 4 bits.
 
     Raises:
         UserError: a prompt that is empty, not of this vocabulary or too long, or an argument out of its range.
@@ -56,16 +60,14 @@ def decode(
     seen = sampler.seen_tokens(prompt, vocab_size)
     # Setting the mode walks over all modules, too slow for every token.
     mode: Any = evaluating if any(module.training for module in model.modules()) else nullcontext
-    cache: list[Any] = []
+    keys = keys or Keys()
 
     def step(tokens: mx.array) -> Step:
-        nonlocal seen, key
-        if key is not None:
-            key, subkey = mx.random.split(key)
+        nonlocal seen
         with mode(model):
             hidden, _ = model.hidden_states(tokens, cache)
             logits = model.logits(hidden[:, -1])
-            drawn = sampler(logits, seen, None if key is None else subkey)
+            drawn = sampler(logits, seen, keys())
         if seen is not None:
             seen = mx.put_along_axis(seen, drawn[:, None], mx.array(True), axis=1)
         mx.async_eval(drawn)
@@ -78,11 +80,20 @@ def decode(
             if prompt.shape[1] > window:  # keep what leaves room for the new tokens, and at least the second half
                 prompt = prompt[:, -max(window + 1 - room, window // 2, 1) :]
             room = min(room, window + 1 - prompt.shape[1])  # the last new token is not read
-        cut = width - prompt.shape[1]
-        padding = None if left_padding is None else [max(0, n - cut) for n in left_padding]
-        cache = model.make_cache(padding)
+        rest = prompt
+        if cache is None or done:
+            cut = width - prompt.shape[1]
+            padding = None if left_padding is None else [max(0, n - cut) for n in left_padding]
+            cache = model.make_cache(padding, cache_bits)
+        else:
+            rest = prompt[:, next((entry.offset for entry in cache if entry is not None), 0) :]
+            if rest.size == 0 or window is not None and width + max_tokens - 1 > window:
+                raise UserError(
+                    f"The cache holds {width - rest.shape[1]} of the prompt's {width} tokens; give at least one more, "
+                    "and no window that they do not fit in"
+                )
         with mode(model):
-            rest = prefill(model, prompt, cache)
+            rest = prefill(model, rest, cache)
         following = step(rest)
         drawn = []
         for i in range(room):

@@ -8,7 +8,7 @@ import mlx.core as mx
 from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.decoding import decode, pad_left
-from lmxlab.models.sampling import Sampler
+from lmxlab.models.sampling import Keys, Sampler
 from lmxlab.models.stop import Decodes, TextWatch, check_stop_strings
 
 Prompts = Sequence[mx.array | Sequence[int]]  # of different lengths
@@ -35,6 +35,8 @@ def generate(
     tokenizer: Decodes | None = None,
     seed: int | None = None,
     context: str | int = "error",
+    cache: list[Any] | None = None,
+    cache_bits: int | None = None,
 ) -> mx.array | list[mx.array]:
     """Continues each row of the prompt.
 
@@ -61,6 +63,9 @@ def generate(
             it; "window" goes on with the last tokens that fit, and when the new ones have filled the context, with
             its second half; a number is a window of so many tokens; "extend" lets positions run past it. Learned
             positions end, so with them "error" and "extend" also count the new tokens.
+        cache: caches that hold the first tokens of the prompt, as `load_prompt_cache` reads them; they go on to hold
+            what is decoded.
+        cache_bits: keeps keys and values in 8 or 4 bits.
 
     Returns:
         (B, T + n) or (T + n,): the prompt and n <= max_tokens new tokens, n that of the longest row. A row that ended
@@ -73,8 +78,8 @@ def generate(
     sampler = Sampler(temperature, top_k, top_p, repetition_penalty, min_p, logit_bias, compose)
     stop = check_stop_strings(stop_strings, tokenizer)
     texts = [_Row(stop_tokens, stop, tokenizer, row) for row in _lists(rows, bool(stop))]
-    steps = decode(model, rows, max_tokens, sampler, key=_key(seed), left_padding=padding, context=context)
-    for step in steps:
+    options: dict[str, Any] = {"context": context, "cache": cache, "cache_bits": cache_bits}
+    for step in decode(model, rows, max_tokens, sampler, keys=Keys(seed), left_padding=padding, **options):
         drawn: list[int] = step.tokens.tolist()  # type: ignore[assignment]
         for text, token in zip(texts, drawn, strict=True):
             text.push(token)
@@ -110,6 +115,8 @@ def stream_generate(
     tokenizer: Decodes | None = None,
     seed: int | None = None,
     context: str | int = "error",
+    cache: list[Any] | None = None,
+    cache_bits: int | None = None,
 ) -> Iterator[int]:
     """As `generate` for one row, (1, T) or (T,): yields each new token as it is decoded.
 
@@ -122,7 +129,8 @@ def stream_generate(
     stop = check_stop_strings(stop_strings, tokenizer)
     (before,) = _lists(rows, bool(stop))
     text = _Row(stop_tokens, stop, tokenizer, before)
-    for step in decode(model, rows, max_tokens, sampler, key=_key(seed), context=context):
+    options: dict[str, Any] = {"context": context, "cache": cache, "cache_bits": cache_bits}
+    for step in decode(model, rows, max_tokens, sampler, keys=Keys(seed), **options):
         yield from text.push(step.tokens.item())  # type: ignore[arg-type]
         if text.ended:
             return
@@ -188,7 +196,3 @@ def _rows(prompt: mx.array | Prompts) -> tuple[mx.array, list[int] | None]:
 def _lists(rows: mx.array, wanted: bool) -> list[list[int]]:
     """The token ids of each row; empty lists where nobody will read them."""
     return rows.tolist() if wanted else [[] for _ in range(rows.shape[0])]  # type: ignore[return-value]
-
-
-def _key(seed: int | None) -> mx.array | None:
-    return None if seed is None else mx.random.key(seed)

@@ -45,6 +45,19 @@ def keep_min_p(logits: mx.array, p: float) -> mx.array:
     return mx.where(probabilities < p * probabilities.max(axis=-1, keepdims=True), -mx.inf, logits)
 
 
+class Keys:
+    """A new key for every call, all from one seed; without a seed None, which means MLX's global random state."""
+
+    def __init__(self, seed: int | None = None):
+        self._key = None if seed is None else mx.random.key(seed)
+
+    def __call__(self) -> mx.array | None:
+        if self._key is None:
+            return None
+        self._key, key = mx.random.split(self._key)
+        return key
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Draws the next token of every row; the arguments are those of `generate`.

@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.decoding import decode
-from lmxlab.models.sampling import Sampler
+from lmxlab.models.sampling import Keys, Sampler
 from lmxlab.models.stop import Decodes, TextWatch, check_stop_strings
 
 
@@ -30,9 +30,8 @@ def stream_text(
     """
     watch = TextWatch(tokenizer, prompt, check_stop_strings(stop_strings, tokenizer))
     ends = frozenset(stop_tokens or ())
-    key = None if seed is None else mx.random.key(seed)
     rows = mx.array([list(prompt)], mx.int32)
-    for step in decode(model, rows, max_tokens, sampler or Sampler(), key=key, context=context):
+    for step in decode(model, rows, max_tokens, sampler or Sampler(), keys=Keys(seed), context=context):
         token = int(step.tokens.item())  # type: ignore[arg-type]
         if token in ends:
             break
