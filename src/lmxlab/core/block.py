@@ -3,6 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
+from lmxlab.core import components  # noqa: F401  # registers what stands in files of its own
 from lmxlab.core.attention import CacheLike, attention_registry
 from lmxlab.core.cache import Cache, as_cache
 from lmxlab.core.config import EMBEDDING_POSITIONS, BlockConfig

@@ -19,8 +19,13 @@ READS: dict[str, dict[str, tuple[str, ...]]] = {
         "mla": ("kv_lora_rank", "q_lora_rank", "rope_dim"),
         "sparse_gqa": ("sparse_compress_ratio", "sparse_select_k", "window_size"),
         "gated_deltanet": ("use_short_conv",),
-        "mamba2": ("mamba_n_heads", "mamba_head_dim"),
-        "mamba3": ("mamba_n_heads", "mamba_head_dim", "mamba_bc_norm", "mamba_trapezoidal", "mamba_complex_a"),
+        "mamba1": ("mamba_bc_norm", "mamba_options"),
+        "mamba2": ("mamba_n_heads", "mamba_head_dim", "mamba_options"),
+        "gqa_mamba2": ("mamba_n_heads", "mamba_head_dim", "mamba_options"),
+        "mamba3": (
+            *("mamba_n_heads", "mamba_head_dim", "mamba_options"),
+            *("mamba_bc_norm", "mamba_trapezoidal", "mamba_complex_a"),
+        ),
     },
     "ffn": {
         "standard": (),

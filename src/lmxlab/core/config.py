@@ -6,6 +6,7 @@ from typing import Any
 
 from lmxlab.core.component_fields import ROTATED, check_all_read
 from lmxlab.core.fields import Derived, check, check_positive, check_types, known, plain
+from lmxlab.core.mamba_options import MambaOptions, Multipliers
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.errors import UnknownNameError, UserError
 
@@ -34,6 +35,8 @@ class BlockConfig:
         output_bias: overrides `attention_bias` for o.
         attention_scale: of the scores, instead of 1 / sqrt(head_dim).
         attention_softcap: scores s become cap tanh(s / cap) (Gemma 2).
+        mamba_options: what state-space mixers differ in, beside the mamba_* fields.
+        multipliers: constant factors in a block (Falcon-H1).
         mup: attention scores scaled by 1 / head_dim instead of 1 / sqrt(head_dim) (2203.03466).
 
     Raises:
@@ -102,6 +105,8 @@ class BlockConfig:
     attention_scale: float | None = field(default=None, kw_only=True)
     attention_softcap: float | None = field(default=None, kw_only=True)
     rope_scaling: RopeScaling | None = field(default=None, kw_only=True)
+    mamba_options: MambaOptions | None = field(default=None, kw_only=True)
+    multipliers: Multipliers | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -262,6 +267,8 @@ def check_grouping(config: BlockConfig) -> None:
 
 def _block_from_dict(data: dict[str, Any]) -> BlockConfig:
     given = dict(known(BlockConfig, data))
-    if given.get("rope_scaling") is not None:
-        given["rope_scaling"] = RopeScaling(**known(RopeScaling, given["rope_scaling"]))
+    nested: dict[str, type] = {"rope_scaling": RopeScaling, "mamba_options": MambaOptions, "multipliers": Multipliers}
+    for name, kind in nested.items():
+        if given.get(name) is not None:
+            given[name] = kind(**known(kind, given[name]))
     return BlockConfig(**given)

@@ -30,8 +30,8 @@ class ShortConv(nn.Module):
             self.bias = mx.zeros((channels,))
         self.init_weights()
 
-    def init_weights(self, std: float = 0.0, residual_std: float = 0.0) -> None:
-        """Uniform within 1 / sqrt(kernel_size), as Conv1d starts; the model's standard deviations do not apply."""
+    def init_weights(self, std: float = 0.0) -> None:
+        """Uniform within 1 / sqrt(kernel_size), as Conv1d starts; the model's standard deviation does not apply."""
         bound = 1 / math.sqrt(self.weight.shape[-1])
         self.weight = mx.random.uniform(-bound, bound, self.weight.shape)
         if "bias" in self:
