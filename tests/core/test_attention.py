@@ -151,3 +151,22 @@ def test_soft_capped_scores_never_pass_the_cap() -> None:
     values = capped.v_proj(x).reshape(1, 6, 2, 4).transpose(0, 2, 1, 3)
     expected = capped.o_proj(mx.repeat(even @ values, 2, axis=1).transpose(0, 2, 1, 3).reshape(1, 6, 16))
     assert mx.abs(capped(x)[0] - expected).max() < 0.02 * mx.abs(values).max()
+
+
+def test_the_output_gate_is_the_second_half_of_each_head_s_queries() -> None:
+    config = dataclasses.replace(CONFIG, bias=False)
+    plain, gated = GQA(config), GQA(dataclasses.replace(config, output_gate=True))
+    queries, gates = gated.q_proj.weight.reshape(4, 2, 12, 32).swapaxes(0, 1).reshape(2, 48, 32)
+    plain.update(gated.parameters())
+    plain.q_proj.weight = queries
+    identity = mx.eye(48)
+    plain.o_proj.weight = identity
+    x = mx.random.normal((2, 7, 32))
+    expected = (plain(x)[0] * mx.sigmoid(x @ gates.T)) @ gated.o_proj.weight.T
+    assert mx.abs(gated(x)[0] - expected).max() < 1e-5
+    assert GQA.flops(gated.config, 7) - GQA.flops(config, 7) == 2 * 32 * 48
+
+
+def test_the_output_gate_is_refused_where_nothing_reads_it() -> None:
+    with pytest.raises(ValueError, match="output_gate True would be ignored"):
+        BlockConfig(attention="gated_deltanet", output_gate=True)

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from typing import Any
 
@@ -29,6 +30,23 @@ def test_rope_rotates_halves_by_position(offset: int) -> None:
     q_rotated, k_rotated = RoPE(rotary(rope_theta=100.0))(q, k, offset=offset)
     np.testing.assert_allclose(np.array(q_rotated), rotated(np.array(q), 100.0, offset), atol=1e-5)
     np.testing.assert_allclose(np.array(k_rotated), rotated(np.array(k), 100.0, offset), atol=1e-5)
+
+
+@pytest.mark.parametrize("scaling", [None, RopeScaling("yarn", 4.0, 16)])
+def test_partial_rope_turns_the_first_channels_only(scaling: RopeScaling | None) -> None:
+    config = rotary(partial_rotary_factor=0.5, rope_scaling=scaling)
+    narrow = dataclasses.replace(config, head_dim=4, partial_rotary_factor=1.0)
+    x = mx.random.normal((1, 2, 20, 8))
+    turned, _ = RoPE(config)(x, x, offset=3)
+    assert config.rotary_dim == 4 and mx.array_equal(turned[..., 4:], x[..., 4:])
+    assert mx.allclose(turned[..., :4], RoPE(narrow)(x[..., :4], x[..., :4], offset=3)[0], atol=1e-6)
+
+
+def test_partial_rope_needs_pairs() -> None:
+    with pytest.raises(ValueError, match="partial_rotary_factor is 0.0"):
+        rotary(partial_rotary_factor=0.0)
+    with pytest.raises(ValueError, match="head_dim is 8; rope rotates 3 of it in pairs, so that must be even"):
+        rotary(partial_rotary_factor=0.4)
 
 
 def test_rope_scores_depend_only_on_distance() -> None:

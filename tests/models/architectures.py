@@ -62,6 +62,11 @@ ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
     "gemma": lambda: gemma_config(**SIZE, n_kv_heads=1),
     "gemma2": lambda: gemma2_config(**SIZE, n_kv_heads=2, head_dim=8, window_size=5, logit_softcap=2.0),
     "gemma3": lambda: gemma3_config(**SIZE, n_kv_heads=2, window_size=5, global_every=2),
+    "gated-deltanet": lambda: _with(_llama(), attention="gated_deltanet", position="none", use_short_conv=True),
+    "gated-deltanet-grouped": lambda: _with(
+        _llama(), attention="gated_deltanet", position="none", linear_n_key_heads=2, linear_n_value_heads=6
+    ),
+    "output-gate": lambda: _with(_llama(), output_gate=True, partial_rotary_factor=0.5),
     "mixed-layers": lambda: dataclasses.replace(
         _llama(),
         block_configs=(

@@ -84,10 +84,13 @@ def test_the_dtype_is_kept_and_everything_is_finite(name: str, dtype: mx.Dtype) 
         assert mx.isfinite(array).all(), weight
     assert mx.isfinite(logits).all() and mx.isfinite(step).all()
     relative = gap(logits, exact) / float(mx.abs(exact).max())
-    assert relative <= {mx.float32: 1e-6, mx.bfloat16: 0.1, mx.float16: 0.02}[dtype]
-    assert gap(step, logits[:, 12:]) / float(mx.abs(exact).max()) <= {mx.float32: 1e-5, mx.bfloat16: 0.1}.get(
-        dtype, 0.02
-    )
+    # Heads that are brought to unit length enlarge the rounding of the weights themselves, by this much.
+    slack = 2.0 if any(isinstance(entry, caches.RecurrentCache) for entry in cache) else 1.0
+    assert relative <= slack * {mx.float32: 1e-6, mx.bfloat16: 0.1, mx.float16: 0.02}[dtype]
+    assert gap(step, logits[:, 12:]) / float(mx.abs(exact).max()) <= slack * {
+        mx.float32: 1e-5,
+        mx.bfloat16: 0.1,
+    }.get(dtype, 0.02)
 
 
 @every_architecture

@@ -58,6 +58,7 @@ class GQA(AttentionBase):
 
     The scale is `config.attention_scale`, or 1/sqrt(head_dim), or 1/head_dim under muP. With `config.qk_norm` each
     head's q and k go through an RMSNorm first, with `qk_norm_joint` all heads' together.
+    With `config.output_gate` q_proj has twice the channels, and the second half of each head's gates its output.
     """
 
     def __init__(self, config: BlockConfig):
@@ -66,7 +67,7 @@ class GQA(AttentionBase):
         head_dim = int(config.head_dim)
         bias = config.effective_attention_bias
         self.scale = config.effective_attention_scale
-        self.q_proj = Linear(config.d_model, config.n_heads * head_dim, bias=bias)
+        self.q_proj = Linear(config.d_model, (1 + config.output_gate) * config.n_heads * head_dim, bias=bias)
         self.k_proj = Linear(config.d_model, n_kv_heads * head_dim, bias=bias)
         self.v_proj = Linear(config.d_model, n_kv_heads * head_dim, bias=bias)
         output_bias = bias if config.output_bias is None else config.output_bias
@@ -91,7 +92,8 @@ class GQA(AttentionBase):
         Returns:
             out (B, T, d_model), and the cache to continue from.
         """
-        q = self._heads(self.q_proj(x), self.config.n_heads, "q_norm")
+        queries, gate = self._queries_and_gate(x)
+        q = self._heads(queries, self.config.n_heads, "q_norm")
         k = self._heads(self.k_proj(x), self.n_kv_heads, "k_norm")
         v = self._heads(self.v_proj(x), self.n_kv_heads)
         earlier: KVCache | None = as_cache(cache)
@@ -112,7 +114,16 @@ class GQA(AttentionBase):
         if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
             mask = additive(mask, x.shape[1], k.shape[2], q.dtype)
         out = kernels.attention(q, k, v, self.scale, mask, self.config.attention_softcap)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)), kept
+        out = out.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)
+        return self.o_proj(out if gate is None else out * mx.sigmoid(gate)), kept
+
+    def _queries_and_gate(self, x: mx.array) -> tuple[mx.array, mx.array | None]:
+        """(B, T, d_model) -> two of (B, T, n_heads * head_dim), the second one None without an output gate."""
+        projected = self.q_proj(x)
+        if not self.config.output_gate:
+            return projected, None
+        by_head = projected.reshape(*x.shape[:2], self.config.n_heads, 2, -1)
+        return by_head[:, :, :, 0].reshape(*x.shape[:2], -1), by_head[:, :, :, 1].reshape(*x.shape[:2], -1)
 
     def _heads(self, x: mx.array, n_heads: int, norm: str | None = None) -> mx.array:
         """(B, T, n_heads * head_dim) -> (B, n_heads, T, head_dim), normalised per head if the layer has that norm."""
@@ -134,7 +145,8 @@ class GQA(AttentionBase):
     @classmethod
     def flops(cls, config: BlockConfig, seq_len: int) -> int:
         width, kv_width = config.n_heads * config.head_dim, cls._kv_heads(config) * config.head_dim
-        projections = 2 * config.d_model * (2 * width + 2 * kv_width)  # q and o; k and v
+        # q, its gate and o; k and v
+        projections = 2 * config.d_model * ((2 + config.output_gate) * width + 2 * kv_width)
         # Also where a window or chunk masks most of them, training computes all scores.
         return projections + 2 * 2 * seq_len * width  # scores q k^T; weights times v
 

@@ -12,16 +12,19 @@ ROTATED = ("mha", "gqa", "sliding_window_gqa", "chunked_gqa")
 
 READS: dict[str, dict[str, tuple[str, ...]]] = {
     "attention": {
-        "mha": (),
-        "gqa": (),
-        "sliding_window_gqa": ("window_size",),
-        "chunked_gqa": ("attention_chunk_size",),
+        "mha": ("output_gate",),
+        "gqa": ("output_gate",),
+        "sliding_window_gqa": ("window_size", "output_gate"),
+        "chunked_gqa": ("attention_chunk_size", "output_gate"),
         "mla": ("kv_lora_rank", "q_lora_rank", "rope_dim"),
         "sparse_gqa": ("sparse_compress_ratio", "sparse_select_k", "window_size"),
-        "gated_deltanet": ("use_short_conv",),
+        "gated_deltanet": (
+            *("use_short_conv", "linear_n_key_heads", "linear_n_value_heads"),
+            *("linear_key_head_dim", "linear_value_head_dim"),
+        ),
         "mamba1": ("mamba_bc_norm", "mamba_options"),
         "mamba2": ("mamba_n_heads", "mamba_head_dim", "mamba_options"),
-        "gqa_mamba2": ("mamba_n_heads", "mamba_head_dim", "mamba_options"),
+        "gqa_mamba2": ("mamba_n_heads", "mamba_head_dim", "mamba_options", "output_gate"),
         "mamba3": (
             *("mamba_n_heads", "mamba_head_dim", "mamba_options"),
             *("mamba_bc_norm", "mamba_trapezoidal", "mamba_complex_a"),

@@ -37,6 +37,10 @@ class BlockConfig:
         attention_softcap: scores s become cap tanh(s / cap) (Gemma 2).
         mamba_options: what state-space mixers differ in, beside the mamba_* fields.
         multipliers: constant factors in a block (Falcon-H1).
+        partial_rotary_factor: the share of each head's channels, the first ones, that rope rotates (Qwen3-Next: 0.25).
+        output_gate: attention's output is multiplied by sigmoid(W x), per channel, before o (Qwen3-Next).
+        linear_n_key_heads, linear_n_value_heads, linear_key_head_dim, linear_value_head_dim: of "gated_deltanet";
+            n_heads and head_dim when not given.
         mup: attention scores scaled by 1 / head_dim instead of 1 / sqrt(head_dim) (2203.03466).
 
     Raises:
@@ -107,6 +111,12 @@ class BlockConfig:
     rope_scaling: RopeScaling | None = field(default=None, kw_only=True)
     mamba_options: MambaOptions | None = field(default=None, kw_only=True)
     multipliers: Multipliers | None = field(default=None, kw_only=True)
+    partial_rotary_factor: float = field(default=1.0, kw_only=True)
+    output_gate: bool = field(default=False, kw_only=True)
+    linear_n_key_heads: int | None = field(default=None, kw_only=True)
+    linear_n_value_heads: int | None = field(default=None, kw_only=True)
+    linear_key_head_dim: int | None = field(default=None, kw_only=True)
+    linear_value_head_dim: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -132,10 +142,12 @@ class BlockConfig:
         self._check_combinations()
 
     def _check_combinations(self) -> None:
-        if self.position == "rope" and self.attention in ROTATED and self.head_dim % 2:
-            raise UserError(f"head_dim is {self.head_dim}; rope rotates pairs of channels, so it must be even")
-        if self.position == "rope" and self.rope_scaling and self.rope_scaling.kind == "dynamic" and self.head_dim < 4:
-            raise UserError(f"head_dim is {self.head_dim}; dynamic rope scaling needs at least 4")
+        check(0 < self.partial_rotary_factor <= 1, "partial_rotary_factor", self.partial_rotary_factor, "in (0, 1]")
+        rotated = self.rotary_dim
+        if self.position == "rope" and self.attention in ROTATED and (rotated % 2 or not rotated):
+            raise UserError(f"head_dim is {self.head_dim}; rope rotates {rotated} of it in pairs, so that must be even")
+        if self.position == "rope" and self.rope_scaling and self.rope_scaling.kind == "dynamic" and rotated < 4:
+            raise UserError(f"head_dim is {self.head_dim}; dynamic rope scaling needs at least 4 that rotate")
         if self.position == "sinusoidal" and self.d_model % 2:
             raise UserError(f"d_model is {self.d_model}; sinusoidal positions come in pairs, so it must be even")
         if self.rope_scaling is not None and self.position != "rope":
@@ -169,6 +181,11 @@ class BlockConfig:
         """What attention scores are multiplied by: attention_scale, 1 / head_dim under muP, or 1 / sqrt(head_dim)."""
         head_dim = int(self.head_dim)
         return self.attention_scale or (1 / head_dim if self.mup else 1 / math.sqrt(head_dim))
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many of a head's channels rope rotates."""
+        return int(self.head_dim * self.partial_rotary_factor)
 
     @property
     def effective_norm_placement(self) -> str:

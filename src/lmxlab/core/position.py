@@ -27,6 +27,8 @@ Offset = int | mx.array
 class RoPE(nn.Module):
     """Rotates q and k by angles proportional to the position (2104.09864), halves not interleaved, over head_dim.
 
+    With `config.partial_rotary_factor` below 1 only the first channels of each head turn, the others stay as they are.
+
     With `config.rope_scaling` the frequencies are those of `rope_scaling.inverse_frequencies`. Its kind "dynamic" is
     defined by the length of the pass: beyond the trained context a longer pass gives earlier tokens other angles, so
     there, and only there, cached steps are not the steps of one long pass, in this or any other library.
@@ -34,7 +36,7 @@ class RoPE(nn.Module):
 
     def __init__(self, config: BlockConfig):
         super().__init__()
-        self.dims = int(config.head_dim)
+        self.dims = config.rotary_dim
         self.theta = config.rope_theta
         self.scaling = config.rope_scaling
         scaled = self.scaling is not None and not self.depends_on_length
@@ -56,7 +58,9 @@ class RoPE(nn.Module):
         base, freqs = (self.theta, None) if periods is None else (None, mx.array(periods))
         x = mx.fast.rope(x, self.dims, traditional=False, base=base, scale=1.0, offset=offset, freqs=freqs)
         magnitude = 1.0 if self.scaling is None else self.scaling.magnitude
-        return x if magnitude == 1.0 else x * magnitude
+        if magnitude == 1.0:
+            return x
+        return mx.concatenate([x[..., : self.dims] * magnitude, x[..., self.dims :]], axis=-1)
 
     def _compute_periods(self, seq_len: int | None = None) -> np.ndarray:
         # mx.fast.rope divides positions by what it calls `freqs`.
