@@ -6,7 +6,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from lmxlab.core.attention import GQA, MHA, AttentionBase, NoneAttention, attention_registry
+from lmxlab.core.attention import GQA, MHA, AttentionBase, NoneAttention, attention_registry, query_temperature
 from lmxlab.core.config import BlockConfig
 from lmxlab.core.position import RoPE
 
@@ -96,6 +96,38 @@ def test_qk_norm_makes_scores_blind_to_the_scale_of_the_projections() -> None:
     layer.q_norm.weight = layer.q_norm.weight * 3
     assert float(mx.abs(layer(x)[0] - before).max()) > 1e-3
     assert layer.q_norm.weight.shape == (12,)
+
+
+def test_l2_norm_makes_scores_blind_to_the_scale_of_every_head() -> None:
+    config = dataclasses.replace(CONFIG, qk_l2_norm=True, bias=False, position="rope")
+    layer, x = GQA(config), mx.random.normal((1, 5, 32))
+    before, cache = layer(x, rope=RoPE(config))
+    assert float(mx.abs(mx.square(cache.keys).mean(axis=-1) - 1).max()) < 1e-3
+    layer.q_proj.weight = layer.q_proj.weight * mx.repeat(mx.array([3.0, 5.0, 7.0, 9.0]), 12)[:, None]
+    layer.k_proj.weight = layer.k_proj.weight * 4
+    assert float(mx.abs(layer(x, rope=RoPE(config))[0] - before).max()) < 1e-4
+
+
+def test_queries_grow_with_their_position_in_the_text() -> None:
+    config = dataclasses.replace(CONFIG, temperature_floor=4, temperature_scale=0.5)
+    grown = [1 + 0.5 * math.log(1 + math.floor((p + 1) / 4)) for p in range(12)]
+    assert query_temperature(config, 2, 10)[0, 0, :, 0].tolist() == pytest.approx(grown[2:])
+    padded = query_temperature(config, 2, 10, mx.array([0, 5]))[:, 0, :, 0].tolist()
+    assert padded[0] == pytest.approx(grown[2:])
+    assert padded[1][3:] == pytest.approx(grown[:7])
+
+
+def test_a_higher_temperature_scale_is_a_larger_scale_of_the_scores() -> None:
+    layer, x = (
+        GQA(dataclasses.replace(CONFIG, temperature_floor=1, temperature_scale=2.0)),
+        mx.random.normal((1, 1, 32)),
+    )
+    keys, values = mx.random.normal((1, 2, 6, 12)), mx.random.normal((1, 2, 6, 12))
+    sharpened, _ = layer(x, cache=(keys, values))
+    plain = GQA(CONFIG)
+    plain.update(layer.parameters())
+    plain.scale *= 1 + 2 * math.log(8)  # the query is at position 6
+    assert float(mx.abs(sharpened - plain(x, cache=(keys, values))[0]).max()) < 1e-5
 
 
 @pytest.mark.parametrize("as_tuple", [False, True])

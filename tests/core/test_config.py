@@ -88,6 +88,8 @@ def test_a_layer_gets_the_block_itself_or_its_override() -> None:
         ({"position": "rope", "d_model": 24, "n_heads": 8}, "head_dim is 3; .* must be even"),
         ({"d_model": 33, "n_heads": 1}, "d_model is 33; sinusoidal positions"),
         ({"rope_scaling": RopeScaling("linear", 2.0)}, "rope_scaling would be ignored"),
+        ({"qk_l2_norm": True}, "qk_l2_norm would be ignored: position is 'sinusoidal'"),
+        ({"attention": "mla", "temperature_floor": 4}, "temperature_floor 4 would be ignored: attention 'mla'"),
         ({"window_size": 0}, "window_size is 0"),
     ],
 )

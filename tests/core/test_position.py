@@ -49,6 +49,16 @@ def test_partial_rope_needs_pairs() -> None:
         rotary(partial_rotary_factor=0.4)
 
 
+def test_interleaved_rope_turns_neighbours_as_complex_numbers() -> None:
+    x = mx.random.normal((2, 4, 6, 8))
+    turned = RoPE(rotary(rope_theta=100.0, rope_interleaved=True)).rotate(x, 5, 11)
+    pairs = np.array(x).reshape(2, 4, 6, 4, 2)
+    angles = np.outer(5 + np.arange(6), 100.0 ** -(np.arange(4) / 4))
+    expected = (pairs[..., 0] + 1j * pairs[..., 1]) * np.exp(1j * angles)
+    np.testing.assert_allclose(np.array(turned[..., 0::2]), expected.real, atol=1e-5)
+    np.testing.assert_allclose(np.array(turned[..., 1::2]), expected.imag, atol=1e-5)
+
+
 def test_rope_scores_depend_only_on_distance() -> None:
     q, k = mx.random.normal((1, 1, 1, 8)), mx.random.normal((1, 1, 1, 8))
     turn = RoPE(rotary())

@@ -55,6 +55,9 @@ ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
     "window-dynamic-scaling": lambda: _with(
         _llama(RopeScaling("dynamic", 4.0, SIZE["max_seq_len"])), attention="sliding_window_gqa", window_size=5
     ),
+    "l2-norm-temperature": lambda: _with(
+        _llama(), rope_interleaved=True, qk_l2_norm=True, temperature_floor=4, temperature_scale=0.5
+    ),
     "qwen2": lambda: qwen2_config(**SIZE, n_kv_heads=2),
     "qwen3": lambda: qwen3_config(**SIZE, n_kv_heads=2, head_dim=16),
     "olmo2": lambda: olmo2_config(**SIZE, n_kv_heads=2),

@@ -57,7 +57,8 @@ class GQA(AttentionBase):
     """Grouped-query attention (2305.13245): softmax(scale q k^T + mask) v, each key/value head for a group of queries.
 
     The scale is `config.attention_scale`, or 1/sqrt(head_dim), or 1/head_dim under muP. With `config.qk_norm` each
-    head's q and k go through an RMSNorm first, with `qk_norm_joint` all heads' together.
+    head's q and k go through an RMSNorm first, with `qk_norm_joint` all heads' together; with `qk_l2_norm` through one
+    without weights after the rotation. With `temperature_floor` q is multiplied by `query_temperature`.
     With `config.output_gate` q_proj has twice the channels, and the second half of each head's gates its output.
     """
 
@@ -100,16 +101,18 @@ class GQA(AttentionBase):
         offset = 0 if earlier is None else earlier.offset
         seq_len = offset + x.shape[1]
         if rope is not None:
-            q = rope.rotate(q, offset, seq_len)
+            q = self._rotated(q, rope, offset, seq_len)
             if not rope.depends_on_length:
-                k = rope.rotate(k, offset, seq_len)
+                k = self._rotated(k, rope, offset, seq_len)
         kept = self.make_cache() if earlier is None else earlier
         if earlier is None:
             kept.begin(k, v)
         else:
             k, v = kept.update_and_fetch(k, v)
         if rope is not None and rope.depends_on_length:
-            k = rope.rotate(k, seq_len - k.shape[2], seq_len)
+            k = self._rotated(k, rope, seq_len - k.shape[2], seq_len)
+        if self.config.temperature_floor is not None:
+            q = q * query_temperature(self.config, offset, x.shape[1], kept.left_padding).astype(q.dtype)
         mask = self._visible(mask, seq_len, x.shape[1], k.shape[2], kept.left_padding)
         if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
             mask = additive(mask, x.shape[1], k.shape[2], q.dtype)
@@ -135,6 +138,10 @@ class GQA(AttentionBase):
             x = self[norm](x)
         return x.transpose(0, 2, 1, 3)
 
+    def _rotated(self, x: mx.array, rope: RoPE, offset: int, seq_len: int) -> mx.array:
+        x = rope.rotate(x, offset, seq_len)
+        return mx.fast.rms_norm(x, None, self.config.norm_eps) if self.config.qk_l2_norm else x
+
     def make_cache(self) -> KVCache:
         return KVCache()
 
@@ -158,6 +165,25 @@ class GQA(AttentionBase):
     def _kv_heads(config: BlockConfig) -> int:
         check_grouping(config)
         return config.effective_n_kv_heads
+
+
+def query_temperature(config: BlockConfig, offset: int, n_tokens: int, padding: mx.array | None = None) -> mx.array:
+    """1 + temperature_scale ln(1 + floor((p + 1) / temperature_floor)) for the query at position p (2501.19399).
+
+    It sharpens attention over a long context, of which softmax would else make an average.
+
+    Args:
+        offset: p of the first of `n_tokens` queries.
+        padding: (B,) how many tokens before each row's text are padding; positions count from the text on.
+
+    Returns:
+        (1, 1, n_tokens, 1), or (B, 1, n_tokens, 1) with padding.
+    """
+    assert config.temperature_floor is not None
+    positions = mx.arange(offset, offset + n_tokens)[None, None, :, None]
+    if padding is not None:
+        positions = mx.maximum(positions - padding[:, None, None, None], 0)
+    return 1 + config.temperature_scale * mx.log1p((positions + 1) // config.temperature_floor)
 
 
 class MHA(GQA):

@@ -10,12 +10,16 @@ from lmxlab.errors import UserError
 # Attention whose q and k the block's rope rotates.
 ROTATED = ("mha", "gqa", "sliding_window_gqa", "chunked_gqa")
 
+# What those read, and of it what says how the block's rope is used.
+SOFTMAX = ("output_gate", "rope_interleaved", "qk_l2_norm", "temperature_floor")
+OF_ROPE = ("rope_interleaved", "qk_l2_norm")
+
 READS: dict[str, dict[str, tuple[str, ...]]] = {
     "attention": {
-        "mha": ("output_gate",),
-        "gqa": ("output_gate",),
-        "sliding_window_gqa": ("window_size", "output_gate"),
-        "chunked_gqa": ("attention_chunk_size", "output_gate"),
+        "mha": SOFTMAX,
+        "gqa": SOFTMAX,
+        "sliding_window_gqa": (*SOFTMAX, "window_size"),
+        "chunked_gqa": (*SOFTMAX, "attention_chunk_size"),
         "mla": ("kv_lora_rank", "q_lora_rank", "rope_dim"),
         "sparse_gqa": ("sparse_compress_ratio", "sparse_select_k", "window_size"),
         "gated_deltanet": (
@@ -24,7 +28,7 @@ READS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "mamba1": ("mamba_bc_norm", "mamba_options"),
         "mamba2": ("mamba_n_heads", "mamba_head_dim", "mamba_options"),
-        "gqa_mamba2": ("mamba_n_heads", "mamba_head_dim", "mamba_options", "output_gate"),
+        "gqa_mamba2": (*SOFTMAX, "mamba_n_heads", "mamba_head_dim", "mamba_options"),
         "mamba3": (
             *("mamba_n_heads", "mamba_head_dim", "mamba_options"),
             *("mamba_bc_norm", "mamba_trapezoidal", "mamba_complex_a"),
@@ -54,3 +58,6 @@ def check_all_read(config: Any) -> None:
                     f"{name} {getattr(config, name)!r} would be ignored: {slot} {component!r} does not read it; "
                     f"leave it out, or choose the {slot} that it belongs to"
                 )
+    for name in OF_ROPE:
+        if getattr(config, name) and config.position != "rope":
+            raise UserError(f"{name} would be ignored: position is {config.position!r}; set position='rope'")

@@ -41,6 +41,9 @@ class BlockConfig:
         output_gate: attention's output is multiplied by sigmoid(W x), per channel, before o (Qwen3-Next).
         linear_n_key_heads, linear_n_value_heads, linear_key_head_dim, linear_value_head_dim: of "gated_deltanet";
             n_heads and head_dim when not given.
+        rope_interleaved: rope turns neighbouring channels (2i, 2i + 1) together, not halves.
+        qk_l2_norm: each head's q and k are divided by their root mean square after the rotation (Llama 4).
+        temperature_floor, temperature_scale: queries grow with their position: see `attention.query_temperature`.
         mup: attention scores scaled by 1 / head_dim instead of 1 / sqrt(head_dim) (2203.03466).
 
     Raises:
@@ -117,6 +120,10 @@ class BlockConfig:
     linear_n_value_heads: int | None = field(default=None, kw_only=True)
     linear_key_head_dim: int | None = field(default=None, kw_only=True)
     linear_value_head_dim: int | None = field(default=None, kw_only=True)
+    rope_interleaved: bool = field(default=False, kw_only=True)
+    qk_l2_norm: bool = field(default=False, kw_only=True)
+    temperature_floor: int | None = field(default=None, kw_only=True)
+    temperature_scale: float = field(default=0.1, kw_only=True)
 
     def __post_init__(self) -> None:
         check_types(self)

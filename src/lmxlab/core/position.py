@@ -25,9 +25,11 @@ Offset = int | mx.array
 
 
 class RoPE(nn.Module):
-    """Rotates q and k by angles proportional to the position (2104.09864), halves not interleaved, over head_dim.
+    """Rotates q and k by angles proportional to the position (2104.09864), over head_dim.
 
-    With `config.partial_rotary_factor` below 1 only the first channels of each head turn, the others stay as they are.
+    Channel i turns together with channel i + head_dim / 2, or, `config.rope_interleaved`, with its neighbour as in the
+    paper and in Llama 4. With `config.partial_rotary_factor` below 1 only the first channels of each head turn, in
+    pairs among themselves, and the others stay as they are.
 
     With `config.rope_scaling` the frequencies are those of `rope_scaling.inverse_frequencies`. Its kind "dynamic" is
     defined by the length of the pass: beyond the trained context a longer pass gives earlier tokens other angles, so
@@ -39,6 +41,7 @@ class RoPE(nn.Module):
         self.dims = config.rotary_dim
         self.theta = config.rope_theta
         self.scaling = config.rope_scaling
+        self.interleaved = config.rope_interleaved
         scaled = self.scaling is not None and not self.depends_on_length
         self._periods = self._compute_periods() if scaled else None
 
@@ -56,7 +59,7 @@ class RoPE(nn.Module):
         """x (B, heads, T, head_dim) from position `offset`, within a sequence of `seq_len` tokens."""
         periods = self._compute_periods(seq_len) if self.depends_on_length else self._periods
         base, freqs = (self.theta, None) if periods is None else (None, mx.array(periods))
-        x = mx.fast.rope(x, self.dims, traditional=False, base=base, scale=1.0, offset=offset, freqs=freqs)
+        x = mx.fast.rope(x, self.dims, traditional=self.interleaved, base=base, scale=1.0, offset=offset, freqs=freqs)
         magnitude = 1.0 if self.scaling is None else self.scaling.magnitude
         if magnitude == 1.0:
             return x
