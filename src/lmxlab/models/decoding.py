@@ -118,8 +118,12 @@ def pad_left(rows: Sequence[mx.array]) -> tuple[mx.array, list[int]]:
     return mx.stack(filled), padding
 
 
-def prefill(model: LanguageModel, prompt: mx.array, cache: list[Any]) -> mx.array:
+def prefill(
+    model: LanguageModel, prompt: mx.array, cache: list[Any], states: list[mx.array] | None = None
+) -> mx.array:
     """Reads all but the last part of a long prompt into the cache, part by part, and returns that last part.
+
+    The hidden states of what was read are appended to `states`, if given.
 
     Attention over a whole long prompt at once holds a square of its length. Dynamic rope scaling goes by the length of
     a pass, so there the prompt stays whole.
@@ -129,6 +133,8 @@ def prefill(model: LanguageModel, prompt: mx.array, cache: list[Any]) -> mx.arra
     while prompt.shape[1] > PREFILL_TOKENS:
         hidden, _ = model.hidden_states(prompt[:, :PREFILL_TOKENS], cache)
         mx.eval(hidden)
+        if states is not None:
+            states.append(hidden)
         prompt = prompt[:, PREFILL_TOKENS:]
     return prompt
 
