@@ -118,9 +118,7 @@ def pad_left(rows: Sequence[mx.array]) -> tuple[mx.array, list[int]]:
     return mx.stack(filled), padding
 
 
-def prefill(
-    model: LanguageModel, prompt: mx.array, cache: list[Any], states: list[mx.array] | None = None
-) -> mx.array:
+def prefill(model: LanguageModel, prompt: mx.array, cache: list[Any], states: list[mx.array] | None = None) -> mx.array:
     """Reads all but the last part of a long prompt into the cache, part by part, and returns that last part.
 
     The hidden states of what was read are appended to `states`, if given.
