@@ -13,6 +13,7 @@ from lmxlab.data.tokenizer import (
     TiktokenTokenizer,
     Tokenizer,
     UnknownCharacterError,
+    check_vocabulary,
     load_tokenizer,
 )
 
@@ -34,6 +35,7 @@ __all__ = [
     "Tokenizer",
     "UnknownCharacterError",
     "batch_iterator",
+    "check_vocabulary",
     "default_cache_dir",
     "default_dataset",
     "describe",

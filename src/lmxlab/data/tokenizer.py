@@ -24,6 +24,7 @@ __all__ = [
     "TiktokenTokenizer",
     "Tokenizer",
     "UnknownCharacterError",
+    "check_vocabulary",
     "load_tokenizer",
 ]
 
@@ -139,6 +140,18 @@ class CharTokenizer:
         """Writes the characters as JSON."""
         saved = {"format": "lmxlab-tokenizer", "kind": "char", "characters": "".join(self.characters), "bos": self.bos}
         atomic_write(path, json.dumps(saved) + "\n")
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raises UserError when the tokenizer has more tokens than a model of `vocab_size`.
+
+    It would give ids that the model has no embedding for. Fewer is fine: vocabularies are often rounded up.
+    """
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"The tokenizer has {tokenizer.vocab_size} tokens, and the model's vocabulary only {vocab_size}: it is not "
+            "the tokenizer that the model was trained with; use the one that came with it."
+        )
 
 
 def load_tokenizer(spec: str | Path) -> CorpusTokenizer:

@@ -1,0 +1,223 @@
+"""lm-eval's door: its tasks asked of an lmxlab model, in this process."""
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from lmxlab.data.tokenizer import Tokenizer, check_vocabulary
+from lmxlab.errors import MissingExtraError, UnknownNameError, UserError
+from lmxlab.eval.likelihood import BATCH_TOKENS, continuation_likelihoods
+from lmxlab.models.base import LanguageModel
+from lmxlab.models.generate import stream_generate
+
+TASKS = Path(__file__).with_name("tasks")
+MOST_NEW_TOKENS = 256  # of a task that does not say, where the context has room for them
+
+
+class Answers:
+    """What lm-eval asks of a model: log-likelihoods of texts, and texts that continue others.
+
+    Contexts and continuations are encoded together and then cut, as lm-eval's own HFLM does, whose answers these equal
+    where the tokenizer adds no BOS by itself. A text for `loglikelihood_rolling` is scored from its first token on.
+
+    Args:
+        max_length: context of the model in tokens; longer texts are read in windows, longer contexts lose their start.
+        bos_id: precedes a text that has nothing before it; the tokenizer's own when None. Without either, a line break
+            stands for the beginning.
+        eos_id: ends a generated text, besides the tokenizer's BOS, which ends a document.
+        add_bos: whether contexts that are not empty begin with BOS as well.
+        batch_tokens: about so many tokens are computed at once.
+
+    Raises:
+        UserError: a tokenizer with more tokens than the model.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        max_length: int | None = None,
+        bos_id: int | None = None,
+        eos_id: int | None = None,
+        add_bos: bool = False,
+        batch_tokens: int = BATCH_TOKENS,
+    ):
+        super().__init__()
+        check_vocabulary(tokenizer, model.config.vocab_size)
+        self.model, self.tokenizer = model, tokenizer
+        self.max_length = max_length or model.config.block.max_seq_len
+        self.batch_tokens, self.add_bos = batch_tokens, add_bos
+        own_bos = getattr(tokenizer, "bos_id", None)
+        self.bos_id = own_bos if bos_id is None else bos_id
+        self.stop_ids = [token for token in {own_bos, self.bos_id, eos_id} if token is not None]
+
+    @property
+    def eot_token_id(self) -> int | None:
+        return self.stop_ids[0] if self.stop_ids else None
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that nothing precedes."""
+        return self.tokenizer.encode("\n")[-1] if self.bos_id is None else self.bos_id
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        tokens = self.tokenizer.encode(string)
+        wanted = self.add_bos if add_special_tokens is None else add_special_tokens
+        return [self.bos_id, *tokens] if wanted and self.bos_id is not None else tokens
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        found = continuation_likelihoods(self.model, pairs, self.max_length, self.batch_tokens)
+        return [(likelihood.log_prob, likelihood.greedy) for likelihood in found]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """ln p of whole texts, every token of them once."""
+        pairs = [([self.prefix_token_id], self.tokenizer.encode(request.args[0])) for request in requests]
+        return [found.log_prob for found in continuation_likelihoods(self.model, pairs, self.max_length)]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Texts that continue others, up to the first of the stop strings."""
+        return [self._continue(*request.args) for request in requests]
+
+    def _continue(self, context: str, options: dict[str, Any]) -> str:
+        from lm_eval.models.utils import normalize_gen_kwargs
+
+        settings: Any = normalize_gen_kwargs(options, min(MOST_NEW_TOKENS, self.max_length // 2))
+        n_new = settings["max_gen_toks"]
+        if n_new >= self.max_length:
+            raise UserError(
+                f"A task asks for {n_new} new tokens, and the model's context is {self.max_length}: allow fewer with "
+                f"--max-new-tokens {self.max_length // 2}."
+            )
+        prompt = self.tok_encode(context)[-(self.max_length - n_new) :] or [self.prefix_token_id]
+        sampling = {name: settings[name] for name in ("top_k", "top_p", "repetition_penalty") if name in settings}
+        temperature = float(settings.get("temperature", 1.0)) if settings["do_sample"] else 0.0
+        tokens = stream_generate(
+            self.model, mx.array([prompt]), n_new, temperature, stop_tokens=self.stop_ids, **sampling
+        )
+        return until(self.tokenizer, tokens, settings["until"])
+
+
+def until(tokenizer: Tokenizer, tokens: Iterator[int], stop: Sequence[str]) -> str:
+    """The text of the tokens up to the first of the stop strings; no token is asked for after that."""
+    seen: list[int] = []
+    text = ""
+    for token in tokens:
+        seen.append(token)
+        # All of it each time: a character, and a stop string, may be made of several tokens. A vocabulary that was
+        # rounded up has ids that stand for nothing.
+        text = tokenizer.decode([token for token in seen if token < tokenizer.vocab_size])
+        if any(mark and mark in text for mark in stop):
+            break
+    for mark in stop:
+        text = text.split(mark, 1)[0] if mark else text
+    return text
+
+
+def harness_model(model: LanguageModel, tokenizer: Tokenizer, **options: Any) -> Any:
+    """An `lm_eval.api.model.LM` for `lm_eval.simple_evaluate(model=...)`; options as for `Answers`.
+
+    Raises:
+        MissingExtraError: lm-eval is not installed.
+    """
+    _lm_eval()
+    from lm_eval.api.model import TemplateLM
+
+    return type("LmxlabLM", (Answers, TemplateLM), {})(model, tokenizer, **options)
+
+
+def run_tasks(
+    lm: Any,
+    tasks: Sequence[str],
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    include_path: str | Path | None = None,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Runs tasks of lm-eval, those of lmxlab (`lmxlab_...`) and those of a folder among them.
+
+    Args:
+        lm: what `harness_model` made, or any other LM of lm-eval.
+        tasks: names of tasks, groups or tags.
+        limit: only the first so many questions of each task, to try it.
+        num_fewshot: solved examples before each question; the task's own number when None.
+        include_path: a folder of tasks (YAML files, as lm-eval reads them).
+        max_new_tokens: instead of what the tasks say.
+        seed: of the examples that are chosen and of sampling.
+
+    Returns:
+        lm-eval's results, without the samples: "results" (values by task and metric), "n-samples", "versions", ...
+
+    Raises:
+        MissingExtraError: lm-eval is not installed, or something that a task needs.
+        UserError: an unknown task (the message has the nearest names), a task that cannot be read, one whose data would
+            have to be downloaded, or one that runs programs the model wrote.
+    """
+    lm_eval = _lm_eval()
+    if include_path is not None and not Path(include_path).is_dir():
+        raise UserError(f"There is no folder of tasks {str(include_path)!r}: give one with lm-eval's YAML files.")
+    loaded = _load(tasks, [TASKS] if include_path is None else [TASKS, Path(include_path)])
+    for task in loaded["tasks"].values():
+        own = task.get_config("num_fewshot")
+        task.set_config("num_fewshot", own or 0 if num_fewshot is None or own == 0 else num_fewshot)
+        task.set_fewshot_seed(seed=seed)
+        if max_new_tokens is not None and task.get_config("output_type") == "generate_until":
+            task.set_config("generation_kwargs", {"max_gen_toks": max_new_tokens}, update=True)
+    random.seed(seed)
+    np.random.seed(seed)
+    mx.random.seed(seed)
+    # Not simple_evaluate: it describes the machine with torch, whose BLAS does not go with MLX's in one process.
+    return lm_eval.evaluate(lm, loaded, limit=limit, log_samples=False)
+
+
+def _load(names: Sequence[str], folders: list[Path]) -> dict[str, Any]:
+    """lm-eval's tables of the tasks and groups that are named, built: their data is there after this."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=folders, include_defaults=False)
+    if not set(names) <= set(manager.all_tasks):  # reading lm-eval's own 10,000 takes seconds
+        manager = TaskManager(include_path=folders)
+    for name in names:
+        if name not in manager.all_tasks:
+            raise UnknownNameError("task", name, manager.all_tasks)
+    logger = logging.getLogger("lm_eval.api.task")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of every default that a task leaves as it is
+    try:
+        loaded = manager.load(list(dict.fromkeys(names)))
+    except UserError:
+        raise
+    except ImportError as error:
+        raise MissingExtraError(f"A task of {names} needs a package that is not installed: {error}") from error
+    except (OSError, EOFError) as error:  # what a download raises is an OSError, in `requests` and in `datasets`
+        raise UserError(f"The data of {names} could not be loaded ({_line(error)}): it needs the network once.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{names} cannot be read: {_line(error)}") from error
+    finally:
+        logger.setLevel(level)
+    unsafe = sorted(task for task, built in loaded["tasks"].items() if getattr(built, "UNSAFE_CODE", False))
+    if unsafe:
+        raise UserError(f"Task {unsafe[0]!r} runs programs that the model writes, which lmxlab does not do unprotected.")
+    return loaded
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _lm_eval() -> Any:
+    try:
+        import lm_eval
+        import lm_eval.evaluator  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(f"The tasks of lm-eval need lm-eval: pip install 'lmxlab[eval]' ({error})") from error
+    return lm_eval
