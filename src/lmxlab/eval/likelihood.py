@@ -103,7 +103,7 @@ def _batches(rows: list[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
 
 
 def _score(model: LanguageModel, rows: list[_Row]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """What is asked of the rows, in parts: index of the request, log-probability, whether the token is the likeliest."""
+    """What is asked of the rows, in parts: index of the request, log-probability, is the token the likeliest."""
     length = len(rows[0].tokens)
     x = np.zeros((len(rows), length), dtype=np.int32)
     for row, line in zip(rows, x, strict=True):

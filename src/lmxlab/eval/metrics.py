@@ -35,9 +35,9 @@ def bits_per_byte(
     Args:
         data: as for `perplexity`.
         bytes_per_token: mean length of a token's text in bytes, where the exact lengths are not known.
-        token_bytes: exact lengths, (vocab,): bytes of each token's raw text (not of a decoded and re-encoded one: a
-            part of a character counts its own bytes). Tokens of 0 bytes, the special ones, are read but not scored.
-            Wins over `bytes_per_token`.
+        token_bytes: exact lengths, (vocab,), as `token_bytes()` of a tokenizer gives them: bytes of each token's raw
+            text (not of a decoded and re-encoded one: a part of a character counts its own bytes). Tokens of 0 bytes,
+            the special ones, are read but not scored. Wins over `bytes_per_token`.
     """
     nats, targets = _score(model, data)
     if token_bytes is None:
@@ -45,10 +45,9 @@ def bits_per_byte(
             raise UserError(f"bytes_per_token is {bytes_per_token}; it must be above 0")
         return _sum(nats) / (math.log(2) * bytes_per_token * _count(targets))
     sizes = np.asarray(token_bytes, dtype=np.int64)
-    if len(sizes) < model.config.vocab_size:
-        raise UserError(
-            f"token_bytes has {len(sizes)} entries, the vocabulary {model.config.vocab_size}; give one each"
-        )
+    most = max(int(row.max()) for row in targets)
+    if most >= len(sizes):
+        raise UserError(f"token_bytes has {len(sizes)} entries, and the data has token {most}; give the bytes of each")
     lengths = [sizes[row] for row in targets]
     n_bytes = sum(int(length.sum()) for length in lengths)
     if n_bytes == 0:
