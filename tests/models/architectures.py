@@ -70,6 +70,12 @@ ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
         _llama(), attention="gated_deltanet", position="none", linear_n_key_heads=2, linear_n_value_heads=6
     ),
     "output-gate": lambda: _with(_llama(), output_gate=True, partial_rotary_factor=0.5),
+    "moe": lambda: _with(_llama(), ffn="moe", n_experts=4, top_k_experts=2, moe_d_ff=24),
+    "moe-relu2, grouped": lambda: _with(
+        _llama(), ffn="moe", activation="relu2", n_experts=8, moe_n_groups=4, moe_topk_groups=2, router_normalized=False
+    ),
+    "shared-moe": lambda: _with(_llama(), ffn="shared_moe", n_experts=4, moe_d_ff=24, shared_expert_gate=True),
+    "latent-moe": lambda: _with(_llama(), ffn="latent_moe", n_experts=4, moe_latent_size=16, moe_d_ff=24),
     "mixed-layers": lambda: dataclasses.replace(
         _llama(),
         block_configs=(

@@ -4,6 +4,7 @@ from lmxlab.core.attention import GQA, MHA, ChunkedGQA, SlidingWindowGQA
 from lmxlab.core.block import ConfigurableBlock
 from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.core.ffn import GatedFFN, StandardFFN
+from lmxlab.core.moe import MoEFFN, SharedExpertMoEFFN
 from lmxlab.core.norm import layer_norm, rms_norm
 from lmxlab.core.position import alibi, rope, sinusoidal
 from lmxlab.core.registry import Registry
@@ -15,8 +16,10 @@ __all__ = [
     "ChunkedGQA",
     "ConfigurableBlock",
     "GatedFFN",
+    "MoEFFN",
     "ModelConfig",
     "Registry",
+    "SharedExpertMoEFFN",
     "SlidingWindowGQA",
     "StandardFFN",
     "alibi",

@@ -13,6 +13,8 @@ ROTATED = ("mha", "gqa", "sliding_window_gqa", "chunked_gqa")
 # What those read, and of it what says how the block's rope is used.
 SOFTMAX = ("output_gate", "rope_interleaved", "qk_l2_norm", "temperature_floor")
 OF_ROPE = ("rope_interleaved", "qk_l2_norm")
+# What every mixture of experts reads.
+ROUTED = ("n_experts", "moe_d_ff", "router_scores", "router_normalized", "router_balanced", "router_scales_input")
 
 READS: dict[str, dict[str, tuple[str, ...]]] = {
     "attention": {
@@ -39,9 +41,9 @@ READS: dict[str, dict[str, tuple[str, ...]]] = {
         "gated": (),
         "relu2": (),
         "gated_relu2": (),
-        "moe": ("n_experts", "moe_d_ff"),
-        "shared_moe": ("n_experts", "n_shared_experts", "moe_d_ff", "shared_expert_d_ff"),
-        "latent_moe": ("n_experts", "moe_latent_size", "moe_d_ff", "shared_expert_d_ff"),
+        "moe": ROUTED,
+        "shared_moe": (*ROUTED, "n_shared_experts", "shared_expert_d_ff", "shared_expert_gate"),
+        "latent_moe": (*ROUTED, "moe_latent_size", "shared_expert_d_ff"),
     },
 }
 

@@ -2,9 +2,14 @@
 
 from lmxlab.core.attention import attention_registry
 from lmxlab.core.deltanet import GatedDeltaNet
+from lmxlab.core.ffn import ffn_registry
 from lmxlab.core.mamba1 import Mamba1
 from lmxlab.core.mamba2 import Mamba2
+from lmxlab.core.moe import LatentMoEFFN, MoEFFN, SharedExpertMoEFFN
 
 attention_registry.register("gated_deltanet", GatedDeltaNet)
 attention_registry.register("mamba1", Mamba1)
 attention_registry.register("mamba2", Mamba2)
+ffn_registry.register("moe", MoEFFN)
+ffn_registry.register("shared_moe", SharedExpertMoEFFN)
+ffn_registry.register("latent_moe", LatentMoEFFN)

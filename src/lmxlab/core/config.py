@@ -4,13 +4,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmxlab.core.component_fields import ROTATED, check_all_read
+from lmxlab.core.combinations import check_combinations, check_grouping
 from lmxlab.core.fields import Derived, check, check_positive, check_types, known, plain
 from lmxlab.core.mamba_options import MambaOptions, Multipliers
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.errors import UnknownNameError, UserError
 
-ACTIVATIONS = {"standard": ("gelu", "gelu_tanh"), "gated": ("silu", "gelu_tanh")}  # by FFN, the usual one first
 NORM_PLACEMENTS = ("pre", "post", "branch", "sandwich")
 EMBEDDING_POSITIONS = ("sinusoidal", "learned")  # added once to the embeddings, by the model
 
@@ -26,7 +25,7 @@ class BlockConfig:
         bias: whether linear layers and LayerNorm carry a bias; `attention_bias` overrides it for q, k, v, o.
         dropout: of the embeddings and of each branch's output.
         activation: of the "standard" FFN "gelu" (by erf) or "gelu_tanh" (GPT-2's), of the "gated" one "silu" or
-            "gelu_tanh"; None: the first.
+            "gelu_tanh"; None: the first. Experts are gated with either of the latter, and have no gate with "relu2".
         max_seq_len: context length in tokens: the size of a learned position table, and the trained length.
         pre_norm: x + f(norm(x)); else norm(x + f(x)). `norm_placement` overrides it: "pre", "post", "branch"
             for x + norm(f(x)) (OLMo 2), "sandwich" for x + norm(f(norm(x))) (Gemma 2).
@@ -44,6 +43,12 @@ class BlockConfig:
         rope_interleaved: rope turns neighbouring channels (2i, 2i + 1) together, not halves.
         qk_l2_norm: each head's q and k are divided by their root mean square after the rotation (Llama 4).
         temperature_floor, temperature_scale: queries grow with their position: see `attention.query_temperature`.
+        moe_n_groups, moe_topk_groups: neighbouring experts form groups; a token chooses within its best groups.
+        moe_routed_scaling_factor: on the weights of the routed experts.
+        router_scores, router_normalized, router_balanced: see `router.Router`; None: as the FFN says.
+        router_balance_step: how far the balancing biases move in a step of training.
+        router_scales_input: weights multiply what goes into an expert, not what comes out (Llama 4).
+        shared_expert_gate: the shared expert's output is multiplied by sigmoid(w x).
         mup: attention scores scaled by 1 / head_dim instead of 1 / sqrt(head_dim) (2203.03466).
 
     Raises:
@@ -124,6 +129,12 @@ class BlockConfig:
     qk_l2_norm: bool = field(default=False, kw_only=True)
     temperature_floor: int | None = field(default=None, kw_only=True)
     temperature_scale: float = field(default=0.1, kw_only=True)
+    router_scores: str | None = field(default=None, kw_only=True)
+    router_normalized: bool | None = field(default=None, kw_only=True)
+    router_balanced: bool | None = field(default=None, kw_only=True)
+    router_balance_step: float = field(default=1e-3, kw_only=True)
+    router_scales_input: bool = field(default=False, kw_only=True)
+    shared_expert_gate: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -146,32 +157,7 @@ class BlockConfig:
             object.__setattr__(self, "head_dim", Derived(self.d_model // self.n_heads))
         if self.attention not in ("mha", "none"):
             check_grouping(self)
-        self._check_combinations()
-
-    def _check_combinations(self) -> None:
-        check(0 < self.partial_rotary_factor <= 1, "partial_rotary_factor", self.partial_rotary_factor, "in (0, 1]")
-        rotated = self.rotary_dim
-        if self.position == "rope" and self.attention in ROTATED and (rotated % 2 or not rotated):
-            raise UserError(f"head_dim is {self.head_dim}; rope rotates {rotated} of it in pairs, so that must be even")
-        if self.position == "rope" and self.rope_scaling and self.rope_scaling.kind == "dynamic" and rotated < 4:
-            raise UserError(f"head_dim is {self.head_dim}; dynamic rope scaling needs at least 4 that rotate")
-        if self.position == "sinusoidal" and self.d_model % 2:
-            raise UserError(f"d_model is {self.d_model}; sinusoidal positions come in pairs, so it must be even")
-        if self.rope_scaling is not None and self.position != "rope":
-            raise UserError(f"rope_scaling would be ignored: position is {self.position!r}; set position='rope'")
-        check_all_read(self)
-        if self.activation is not None:
-            if self.ffn not in ACTIVATIONS:
-                raise UserError(
-                    f"activation {self.activation!r} would be ignored: ffn is {self.ffn!r}; "
-                    f"only {list(ACTIVATIONS)} read it"
-                )
-            if self.activation not in ACTIVATIONS[self.ffn]:
-                raise UnknownNameError(f"activation of the {self.ffn!r} FFN", self.activation, ACTIVATIONS[self.ffn])
-        if self.qk_norm_joint and not self.qk_norm:
-            raise UserError("qk_norm_joint would be ignored: set qk_norm, too")
-        if self.norm_plus_one and self.norm != "rms_norm":
-            raise UserError(f"norm_plus_one would be ignored: norm is {self.norm!r}; only 'rms_norm' reads it")
+        check_combinations(self)
 
     @property
     def effective_n_kv_heads(self) -> int:
@@ -278,15 +264,6 @@ class ModelConfig:
         if given.get("block_configs") is not None:
             given["block_configs"] = tuple(_block_from_dict(block) for block in given["block_configs"])
         return cls(**given)
-
-
-def check_grouping(config: BlockConfig) -> None:
-    """Raises UserError unless the key/value heads divide the query heads."""
-    if config.n_heads % config.effective_n_kv_heads:
-        raise UserError(
-            f"n_heads {config.n_heads} is not divisible by n_kv_heads {config.n_kv_heads}; "
-            "each key/value head serves the same number of query heads"
-        )
 
 
 def _block_from_dict(data: dict[str, Any]) -> BlockConfig:

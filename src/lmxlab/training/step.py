@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from lmxlab import platform
 from lmxlab.core import kernels
 from lmxlab.core.precision import cast
+from lmxlab.core.router import balance, routers
 from lmxlab.models.base import evaluating
 from lmxlab.training.config import TrainConfig
 
@@ -111,7 +112,9 @@ class Steps:
         self.state = [model.state, optimizer.state, mx.random.state]
         self.compiled = config.compile_step and platform.can_compile()
         self.update = self._compile(self._update, writes=self.state)
-        self.gradients = self._compile(self._gradients, writes=[mx.random.state])
+        # The loads of experts add up over the micro-batches of a step; `apply` balances by their sum.
+        counts = [router.state for _, router in routers(model)]
+        self.gradients = self._compile(self._gradients, writes=[mx.random.state, *counts])
         self.apply = self._compile(self._apply, writes=self.state)
         self.score = self._compile(self._score, writes=[])
 
@@ -130,12 +133,13 @@ class Steps:
             return token_nats(self.model, x, y)
 
     def _apply(self, gradients: Any) -> mx.array:
-        """Clips, updates the parameters, returns the norm before clipping."""
+        """Clips, updates the parameters, balances the experts, returns the norm before clipping."""
         norm = global_norm(gradients)
         if self.max_grad_norm:
             scale = mx.minimum(self.max_grad_norm / (norm + 1e-6), 1.0)
             gradients = tree_map(lambda g: g * scale.astype(g.dtype), gradients)
         self.optimizer.update(self.model, gradients)
+        balance(self.model)
         return norm
 
 
