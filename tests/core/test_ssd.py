@@ -97,4 +97,5 @@ def test_gradients_are_those_of_the_recurrence() -> None:
 
 def test_the_cost_does_not_grow_with_the_length() -> None:
     assert ssd_flops(4, 16, 1, 8, 32, 64) == ssd_flops(4, 16, 1, 8, 32, 6400)
-    assert ssd_flops(4, 16, 1, 8, 32, 33) == 2 * ssd_flops(4, 16, 1, 8, 32, 32) * 32 // 33
+    assert ssd_flops(4, 16, 1, 8, 32, 33) == ssd_flops(4, 16, 1, 8, 32, 64) * 64 // 33  # as many chunks are computed
+    assert ssd_flops(4, 16, 1, 8, 32, 32) < ssd_flops(4, 16, 1, 8, 32, 64)  # no state is handed on

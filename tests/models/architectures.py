@@ -19,6 +19,8 @@ from lmxlab.models.olmo2 import olmo2_config
 from lmxlab.models.qwen import qwen2_config, qwen3_config
 from lmxlab.models.smollm3 import smollm3_config
 
+from . import state_space
+
 SIZE = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_layers": 2, "d_ff": 48, "max_seq_len": 40}
 TRAINED_TOKENS = 8  # of the scaled rotary kinds: shorter than the sequences here, so that the scaling bites
 
@@ -84,6 +86,9 @@ ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
         ),
     ),
 }
+
+
+ARCHITECTURES |= state_space.ARCHITECTURES
 
 
 def build(config: ModelConfig, std: float = 0.15) -> LanguageModel:

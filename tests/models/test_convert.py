@@ -124,7 +124,7 @@ def test_weights_that_do_not_fit_are_named(changed: dict[str, Any], message: str
     ("config", "message"),
     [
         ({}, r"missing required fields: \['model_type'\]"),
-        ({"model_type": "mamba"}, "Unsupported model_type 'mamba'"),
+        ({"model_type": "rwkv"}, "Unsupported model_type 'rwkv'"),
         ({"model_type": "llama", "vocab_size": 8}, r"missing required fields: \['hidden_size', 'intermediate_size'"),
         ({"model_type": "gpt2"}, r"missing required fields: \['vocab_size', 'n_embd', 'n_layer', 'n_head'\]"),
         (LLAMA | {"hidden_act": "gelu"}, "Unsupported value in a llama config: hidden_act = 'gelu'"),

@@ -74,11 +74,16 @@ def ssd_step(u: mx.array, log_decay: mx.array, b: mx.array, c: mx.array, state: 
 
 
 def ssd_flops(heads: int, width: int, groups: int, channels: int, chunk: int, length: int) -> int:
-    """FLOPs per token of the matrix products of `ssd`; none depends on the length but for a last, incomplete chunk."""
+    """FLOPs per token of the matrix products of `ssd` over a sequence whose last state nobody asks for, as in training.
+
+    They depend on the length only by the first chunk and by a last, incomplete one.
+    """
     size = min(chunk, length)
     padded = -(-length // size) * size
     within = size * (groups * channels + heads * width)  # scores, and scores times u
-    states = 2 * channels * heads * width  # what is added to a state, and what is read from it
+    states = channels * heads * width  # what is read from the state that a chunk begins with
+    if padded > size:
+        states *= 2  # what is added to it
     return 2 * (within + states) * padded // length
 
 

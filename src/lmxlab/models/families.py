@@ -6,7 +6,7 @@ from typing import Any
 
 from lmxlab.core.config import ModelConfig
 from lmxlab.errors import UnknownNameError
-from lmxlab.models import gemma, gemma3, gpt, llama, mistral, olmo2, qwen, smollm3
+from lmxlab.models import gemma, gemma3, gpt, llama, mamba, mistral, olmo2, qwen, smollm3
 from lmxlab.models.hf_config import Converter
 
 
@@ -124,6 +124,27 @@ FAMILIES: dict[str, Family] = {
             _presets(gemma3.gemma3_tiny, gemma3.gemma3_1b),
             "Gemma with QK-norm, windows, every sixth layer global with a longer rotary base",
             gemma3.GEMMA3,
+        ),
+        Family(
+            "mamba",
+            mamba.mamba_config,
+            mamba.mamba_tiny,
+            _presets(
+                mamba.mamba_tiny, mamba.mamba_130m, mamba.mamba_370m, mamba.mamba_790m, mamba.mamba_1_4b,
+                mamba.mamba_2_8b,
+            ),
+            "Selective state-space mixers alone, a rate of decay for every channel and state",
+            mamba.MAMBA,
+            {"n_layers": 8},  # two for each block of attention and FFN (2312.00752, section 3.4)
+        ),
+        Family(
+            "mamba2",
+            mamba.mamba2_config,
+            mamba.mamba2_tiny,
+            _presets(mamba.mamba2_tiny, mamba.mamba2_130m, mamba.mamba2_780m, mamba.mamba2_2_7b),
+            "State-space mixers alone, a rate of decay for every head",
+            mamba.MAMBA2,
+            {"n_layers": 8, "mamba_head_dim": 32, "ssm_state_size": 32, "mamba_chunk_size": 32},
         ),
     )
 }  # fmt: skip
