@@ -16,8 +16,9 @@ D_MODEL, D_FF = 8, 12
 SIZES = [(3, 4, 2), (200, 8, 2), (90, 5, 5), (100, 4, 1), (40, 64, 2)]
 
 
-@pytest.fixture(params=["blocks of rows", "row by row"])
+@pytest.fixture(params=["blocks of rows", "row by row", "MLX's own"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(kernels.switch, "_exact", request.param == "MLX's own")
     monkeypatch.setattr(kernels.switch, "FEWEST_ELEMENTS", 0 if request.param == "blocks of rows" else 1 << 40)
     return str(request.param)
 

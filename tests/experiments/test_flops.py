@@ -34,7 +34,7 @@ def counted_flops(fn: Callable[..., mx.array], *args: mx.array) -> int:
             return
         name, (first, *rest) = event["name"], [shape for _, shape, _ in event["inputs"]] or [()]
         output = event["outputs"][0][1]
-        if name in ("Matmul", "AddMM"):
+        if name in ("Matmul", "AddMM", "GatherMM"):
             total += 2 * math.prod(output) * first[-1]
         elif name == "ScaledDotProductAttention":
             key, value = rest[:2]

@@ -15,8 +15,10 @@ from lmxlab.models.gemma3 import gemma3_config
 from lmxlab.models.gpt import gpt2_config, gpt_config
 from lmxlab.models.llama import llama_config
 from lmxlab.models.mistral import mistral_config
+from lmxlab.models.mixtral import mixtral_config
 from lmxlab.models.olmo2 import olmo2_config
 from lmxlab.models.qwen import qwen2_config, qwen3_config
+from lmxlab.models.qwen3_moe import qwen3_moe_config
 from lmxlab.models.smollm3 import smollm3_config
 
 from . import state_space
@@ -62,6 +64,8 @@ ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
     ),
     "qwen2": lambda: qwen2_config(**SIZE, n_kv_heads=2),
     "qwen3": lambda: qwen3_config(**SIZE, n_kv_heads=2, head_dim=16),
+    "qwen3_moe": lambda: qwen3_moe_config(**SIZE, n_kv_heads=2, head_dim=16, n_experts=6, top_k_experts=3, moe_d_ff=24),
+    "mixtral": lambda: mixtral_config(**SIZE, n_kv_heads=2, n_experts=4),
     "olmo2": lambda: olmo2_config(**SIZE, n_kv_heads=2),
     "smollm3": lambda: smollm3_config(**SIZE, n_kv_heads=2, nope_every=2),
     "gemma": lambda: gemma_config(**SIZE, n_kv_heads=1),

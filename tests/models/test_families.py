@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from lmxlab.errors import UnknownNameError
-from lmxlab.models import gemma, gemma3, gpt, llama, mistral
+from lmxlab.models import gemma, gemma3, gpt, llama, mistral, mixtral
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.families import FAMILIES, resolve
 
@@ -60,6 +60,14 @@ def test_windows_are_where_they_were_published() -> None:
     assert mistral.mistral_7b().block.window_size == 4096
 
 
+@pytest.mark.parametrize(
+    ("preset", "billions"),
+    [("mixtral_8x7b", 46.70), ("mixtral_8x22b", 140.62), ("qwen3_30b_a3b", 30.53), ("qwen3_235b_a22b", 235.09)],
+)
+def test_a_preset_has_as_many_parameters_as_were_published(preset: str, billions: float) -> None:
+    assert LanguageModel(resolve(preset)).count_parameters() / 1e9 == pytest.approx(billions, abs=0.006)
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_family_is_found_by_its_name_and_its_presets(family: str) -> None:
     entry = FAMILIES[family]
@@ -69,6 +77,15 @@ def test_a_family_is_found_by_its_name_and_its_presets(family: str) -> None:
     for name, preset in entry.presets.items():
         assert resolve(name) == preset()
     assert LanguageModel(entry.tiny())(tokens(1, 5))[0].shape == (1, 5, 256)
+
+
+def test_mixtral_is_what_the_api_says() -> None:
+    config = mixtral.mixtral_config()
+    block = config.block
+    assert (block.attention, block.ffn, block.n_experts, block.top_k_experts) == ("gqa", "moe", 8, 2)
+    assert (block.rope_theta, block.max_seq_len, block.d_ff, config.vocab_size) == (1e6, 32768, 14336, 32000)
+    tiny = mixtral.mixtral_tiny()
+    assert (tiny.block.d_model, tiny.n_layers, tiny.block.n_experts, tiny.block.top_k_experts) == (64, 2, 4, 2)
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:

@@ -52,6 +52,13 @@ GEMMA3 = LLAMA | {
     "layer_types": ["sliding_attention", "full_attention"] * 2,
     "rope_parameters": GEMMA3_ROPE,
 }
+QWEN3_MOE = LLAMA | {
+    "head_dim": 16,
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "norm_topk_prob": True,
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", GPT2),
     "gpt2, exact gelu, wide ffn, untied": (
@@ -81,6 +88,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         LLAMA
         | {"head_dim": 16, "attention_bias": True, "use_sliding_window": True}
         | {"sliding_window": 8, "max_window_layers": 2},
+    ),
+    "qwen3_moe": ("qwen3_moe", QWEN3_MOE),
+    "qwen3_moe, weights not normalised, some layers dense, windows": (
+        "qwen3_moe",
+        QWEN3_MOE
+        | {"norm_topk_prob": False, "num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]}
+        | {"use_sliding_window": True, "sliding_window": 8, "attention_bias": True},
+    ),
+    "mixtral": ("mixtral", LLAMA | {"num_local_experts": 4}),
+    "mixtral, every expert, a window": (
+        "mixtral",
+        LLAMA | {"num_local_experts": 3, "num_experts_per_tok": 3, "sliding_window": 8},
     ),
     "olmo2": ("olmo2", LLAMA),
     "olmo2, as many kv heads": ("olmo2", LLAMA | {"num_key_value_heads": 4}),
@@ -112,6 +131,7 @@ CASES |= state_space.CASES
 
 GREEDY = [
     *("gpt2", "llama", "llama, rope llama3", "llama, rope yarn", "mistral, window", "qwen2", "qwen3", "olmo2"),
+    *("qwen3_moe", "mixtral"),
     *("smollm3", "gemma", "gemma2", "gemma3"),
     *state_space.GREEDY,
 ]

@@ -8,8 +8,10 @@ from lmxlab.models.generate import generate, stream_generate
 from lmxlab.models.gpt import gpt_config, gpt_medium, gpt_small, gpt_tiny
 from lmxlab.models.llama import llama_7b, llama_13b, llama_config, llama_tiny
 from lmxlab.models.mistral import mistral_config, mistral_tiny
+from lmxlab.models.mixtral import mixtral_config, mixtral_tiny
 from lmxlab.models.olmo2 import olmo2_config, olmo2_tiny
 from lmxlab.models.qwen import qwen2_config, qwen2_tiny, qwen3_config, qwen3_tiny
+from lmxlab.models.qwen3_moe import qwen3_moe_config, qwen3_moe_tiny
 from lmxlab.models.smollm3 import smollm3_config, smollm3_tiny
 
 __all__ = [
@@ -34,11 +36,15 @@ __all__ = [
     "load_from_hf",
     "mistral_config",
     "mistral_tiny",
+    "mixtral_config",
+    "mixtral_tiny",
     "olmo2_config",
     "olmo2_tiny",
     "qwen2_config",
     "qwen2_tiny",
     "qwen3_config",
+    "qwen3_moe_config",
+    "qwen3_moe_tiny",
     "qwen3_tiny",
     "smollm3_config",
     "smollm3_tiny",

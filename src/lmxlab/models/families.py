@@ -6,7 +6,19 @@ from typing import Any
 
 from lmxlab.core.config import ModelConfig
 from lmxlab.errors import UnknownNameError
-from lmxlab.models import gemma, gemma3, gpt, llama, mamba, mistral, olmo2, qwen, smollm3
+from lmxlab.models import (
+    gemma,
+    gemma3,
+    gpt,
+    llama,
+    mamba,
+    mistral,
+    mixtral,
+    olmo2,
+    qwen,
+    qwen3_moe,
+    smollm3,
+)
 from lmxlab.models.hf_config import Converter
 
 
@@ -84,6 +96,24 @@ FAMILIES: dict[str, Family] = {
             _presets(qwen.qwen3_tiny, qwen.qwen3_0_6b, qwen.qwen3_8b),
             "LLaMA with RMSNorm on the heads of q and k",
             qwen.QWEN3,
+        ),
+        Family(
+            "qwen3_moe",
+            qwen3_moe.qwen3_moe_config,
+            qwen3_moe.qwen3_moe_tiny,
+            _presets(qwen3_moe.qwen3_moe_tiny, qwen3_moe.qwen3_30b_a3b, qwen3_moe.qwen3_235b_a22b),
+            "Qwen 3 with 8 of 128 experts",
+            qwen3_moe.QWEN3_MOE,
+            {"n_experts": 4, "top_k_experts": 2, "moe_d_ff": 168},
+        ),
+        Family(
+            "mixtral",
+            mixtral.mixtral_config,
+            mixtral.mixtral_tiny,
+            _presets(mixtral.mixtral_tiny, mixtral.mixtral_8x7b, mixtral.mixtral_8x22b),
+            "Mistral with 2 of 8 experts",
+            mixtral.MIXTRAL,
+            {"n_experts": 4, "d_ff": 168},
         ),
         Family(
             "olmo2",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from lmxlab.core.kernels.passes import with_vjp
-from lmxlab.core.kernels.switch import is_fast
+from lmxlab.core.kernels.switch import is_exact, is_fast
 
 FEWEST_SORTED = 64  # choices; below, as in decoding, sorting costs more than it saves
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
@@ -77,20 +77,22 @@ def count_choices(indices: mx.array, n_experts: int) -> mx.array:
 
 def to_rows(x: mx.array, plan: Plan) -> mx.array:
     """(N, D) tokens -> (S, D) rows."""
-    rows: mx.array = _to_rows(x, plan.sources, plan.slots)
+    rows: mx.array = (_to_rows_forward if is_exact() else _to_rows)(x, plan.sources, plan.slots)
     return rows
 
 
 def from_rows(rows: mx.array, weights: mx.array, plan: Plan) -> mx.array:
     """Rows (S, D) back to tokens (N, D), each the sum of its K rows times weights (N, K)."""
-    out: mx.array = _from_rows(rows, weights, plan.slots, plan.choices)
+    combine = _from_rows_forward if is_exact() else _from_rows
+    out: mx.array = combine(rows, weights, plan.slots, plan.choices)
     return out
 
 
 def expert_matmul(rows: mx.array, weight: mx.array, plan: Plan) -> mx.array:
     """Each row times the transposed matrix of its expert: (S, in), (E, out, in) -> (S, out)."""
-    if plan.spans is None:
-        return _gathered(rows, weight.swapaxes(-1, -2), plan.experts, 1, is_sorted=False)
+    if plan.spans is None or is_exact():
+        is_sorted = plan.spans is not None
+        return _gathered(rows, weight.swapaxes(-1, -2), plan.experts, plan.block, is_sorted)
     out: mx.array = _expert_matmul(plan.block)(rows, weight, plan.experts, plan.spans)
     return out
 

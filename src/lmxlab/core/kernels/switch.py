@@ -18,6 +18,11 @@ def exact(on: bool) -> None:
     _exact = on
 
 
+def is_exact() -> bool:
+    """Whether the switch asks for MLX's own operations."""
+    return _exact
+
+
 def is_fast(*arrays: mx.array, elements: int = 0) -> bool:
     """Whether the CPU forms serve for these arrays, or for an intermediate result of so many elements."""
     on_cpu = mx.default_device() == mx.cpu and all(a.dtype == mx.float32 for a in arrays)
