@@ -32,6 +32,7 @@ NOT_MIRRORED = {
     "models/test_cache_laws.py",
     "models/test_parity.py",
     "models/test_properties.py",
+    "training/test_adapters.py",
     "training/test_precision.py",
 }
 MOST_LINES = 300

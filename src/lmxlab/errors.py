@@ -37,3 +37,13 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> str:
         names = sorted(difflib.get_close_matches(str(name), names, n=MAX_NAMES, cutoff=0.0))
         return f"Unknown {kind} {name!r}{hint} Available: {names} and {len(allowed) - len(names)} more"
     return f"Unknown {kind} {name!r}{hint} Available: {names}"
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few names of many.
+
+    >>> some(["c", "a", "b", "f", "e", "d"])
+    'a, b, c, d, e and 1 more'
+    """
+    listed = sorted(names)
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

@@ -4,9 +4,19 @@ from lmxlab.core.attention import GQA, MHA, ChunkedGQA, SlidingWindowGQA
 from lmxlab.core.block import ConfigurableBlock
 from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.core.ffn import GatedFFN, StandardFFN
+from lmxlab.core.lora import (
+    LoRALinear,
+    apply_lora,
+    load_lora_adapters,
+    lora_parameters,
+    merge_lora,
+    save_lora_adapters,
+)
 from lmxlab.core.moe import MoEFFN, SharedExpertMoEFFN
 from lmxlab.core.norm import layer_norm, rms_norm
 from lmxlab.core.position import alibi, rope, sinusoidal
+from lmxlab.core.qlora import LoRAQuantizedLinear, apply_qlora
+from lmxlab.core.quantize import dequantize_model, quantize_model
 from lmxlab.core.registry import Registry
 
 __all__ = [
@@ -16,6 +26,8 @@ __all__ = [
     "ChunkedGQA",
     "ConfigurableBlock",
     "GatedFFN",
+    "LoRALinear",
+    "LoRAQuantizedLinear",
     "MoEFFN",
     "ModelConfig",
     "Registry",
@@ -23,8 +35,16 @@ __all__ = [
     "SlidingWindowGQA",
     "StandardFFN",
     "alibi",
+    "apply_lora",
+    "apply_qlora",
+    "dequantize_model",
     "layer_norm",
+    "load_lora_adapters",
+    "lora_parameters",
+    "merge_lora",
+    "quantize_model",
     "rms_norm",
     "rope",
+    "save_lora_adapters",
     "sinusoidal",
 ]

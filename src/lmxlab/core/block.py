@@ -7,7 +7,7 @@ from lmxlab.core import components  # noqa: F401  # registers what stands in fil
 from lmxlab.core.attention import CacheLike, attention_registry
 from lmxlab.core.cache import Cache, as_cache
 from lmxlab.core.config import EMBEDDING_POSITIONS, BlockConfig
-from lmxlab.core.dropout import Dropout, drawing_from, new_key
+from lmxlab.core.dropout import Dropout
 from lmxlab.core.ffn import ffn_registry
 from lmxlab.core.mask import Mask
 from lmxlab.core.norm import norm_registry
@@ -74,14 +74,7 @@ class ConfigurableBlock(nn.Module):
 
     def recomputed(self, x: mx.array, mask: Mask = None) -> mx.array:
         """As a call without a cache, whose intermediate results are computed again for the backward pass."""
-        if not self.config.dropout:
-            return recompute(self, lambda x: self(x, mask)[0], x)
-
-        def call(x: mx.array, key: mx.array) -> mx.array:
-            with drawing_from(key):
-                return self(x, mask)[0]
-
-        return recompute(self, call, x, new_key())
+        return recompute(self, lambda x: self(x, mask)[0], x)
 
     def make_cache(self) -> Cache | None:
         """An empty cache of the kind that this layer's attention continues; None when it keeps nothing."""

@@ -16,11 +16,19 @@ class Dropout(nn.Module):
         super().__init__()
         self.p = p
 
+    @property
+    def draws(self) -> bool:
+        """Whether a call draws random numbers now."""
+        return self.p > 0 and self.training
+
     def __call__(self, x: mx.array) -> mx.array:
-        if self.p == 0 or not self.training:
-            return x
-        kept = mx.random.bernoulli(1 - self.p, x.shape, key=_next_key())
-        return (1 / (1 - self.p)) * kept * x
+        return drop(x, self.p) if self.draws else x
+
+
+def drop(x: mx.array, p: float) -> mx.array:
+    """x with each number set to 0 with probability p, and the others larger by 1 / (1 - p)."""
+    kept = mx.random.bernoulli(1 - p, x.shape, key=_next_key())
+    return (1 / (1 - p)) * kept * x
 
 
 @contextmanager
@@ -34,8 +42,9 @@ def drawing_from(key: mx.array) -> Iterator[None]:
 
 
 def new_key() -> mx.array:
-    """A key for `drawing_from`, drawn from mx.random's global state."""
-    return mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
+    """A key for `drawing_from`, drawn from the key in use, else from mx.random's global state."""
+    inner = _next_key()
+    return inner if inner is not None else mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
 
 
 def _next_key() -> mx.array | None:

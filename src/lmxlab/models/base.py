@@ -140,6 +140,8 @@ class LanguageModel(nn.Module):
         caches = [as_cache(entry) for entry in cache or [None] * len(self.blocks)]
         offset, padding = next(((entry.offset, entry.left_padding) for entry in caches if entry is not None), (0, None))
         h = self.embed(x)
+        if isinstance(self.embed, nn.QuantizedEmbedding):
+            h = h.astype(self.final_norm.weight.dtype)  # bfloat16 in the modes without a scale of their own type
         if self.config.embed_scale != 1.0:
             h = h * self.config.embed_scale
         if "embed_position" in self:

@@ -11,12 +11,13 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from lmxlab.core.config import ModelConfig
 from lmxlab.core.precision import cast
-from lmxlab.errors import MissingExtraError, UserError
+from lmxlab.core.quantize import module_at, quantize_model
+from lmxlab.errors import MissingExtraError, UserError, some
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.families import FAMILIES
 from lmxlab.models.hf_config import Converter, HFConfig
 from lmxlab.models.weight_files import WeightFiles, read_json
-from lmxlab.models.weight_map import Transfer, some
+from lmxlab.models.weight_map import Transfer
 
 WeightMapFn = Callable[[str], str | None]
 """A Hugging Face weight name -> ours, or None to skip it."""
@@ -103,7 +104,7 @@ def load_from_hf(
     files = WeightFiles(folder)
     plan = _plan(find_converter(hf_config), config, model, files, folder)
     if quantize is not None:
-        _quantize(model, quantize)
+        quantize_model(model, quantize, GROUP_SIZE)  # of weights that are still promises
     loaded = [leaf for transfer in plan for leaf in _load(transfer, files, model, dtype)]
     model.update(tree_unflatten(loaded))
     return model, config
@@ -155,7 +156,7 @@ def _load(
     for path, weight in transfer.to_ours(files.read).items():
         leaves = [(path, cast(path, weight, dtype))]
         parent = path.rpartition(".")[0]
-        module = _module(model, parent)
+        module = module_at(model, parent)
         if path.endswith(".weight") and "scales" in module:
             kind = {name: getattr(module, name) for name in ("group_size", "bits", "mode") if hasattr(module, name)}
             parts = mx.quantize(leaves[0][1], **kind)
@@ -167,24 +168,6 @@ def _load(
     for name in transfer.their_names:
         files.drop(name)
     mx.clear_cache()
-
-
-def _quantize(model: LanguageModel, bits: int) -> None:
-    """Turns the matrices into quantised ones, of weights that are still promises."""
-    matrices = {
-        path: module for path, module in model.named_modules() if hasattr(module, "to_quantized") and "weight" in module
-    }
-    narrow = [path for path, module in matrices.items() if module.weight.shape[-1] % GROUP_SIZE]
-    if narrow:
-        raise UserError(f"quantize: rows of {some(narrow)} are no multiple of {GROUP_SIZE} weights")
-    nn.quantize(model, group_size=GROUP_SIZE, bits=bits)
-
-
-def _module(model: nn.Module, path: str) -> Any:
-    module: Any = model
-    for key in filter(None, path.split(".")):
-        module = module[int(key)] if isinstance(module, list) else module[key]
-    return module
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

@@ -7,8 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from lmxlab.errors import UserError
-from lmxlab.models.weight_map import some
+from lmxlab.errors import UserError, some
 
 INDEX = "model.safetensors.index.json"
 

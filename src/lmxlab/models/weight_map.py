@@ -45,7 +45,7 @@ import mlx.core as mx
 import numpy as np
 
 from lmxlab.core.config import BlockConfig, ModelConfig
-from lmxlab.errors import UserError
+from lmxlab.errors import UserError, some
 
 Shape = tuple[int, ...]
 Read = Callable[[str], mx.array]
@@ -237,12 +237,6 @@ def renaming(rules: Iterable[Rule]) -> Callable[[str], str | None]:
         return None
 
     return ours
-
-
-def some(names: Iterable[str]) -> str:
-    """The first few of the names, sorted, for a message."""
-    names = sorted(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _place(one: Rule, layer: int, suffix: str, shapes: Mapping[str, Shape]) -> Transfer | None:
