@@ -128,7 +128,7 @@ def test_sampling_follows_the_options_and_stops_at_the_end_of_text() -> None:
     first = mx.argmax(model(mx.array([tokenizer.encode("To be,")]))[0][0, -1]).item()
     request = instance("To be,", {"until": [], "max_gen_toks": 5})
     assert lm.generate_until([request]) != [""]
-    assert harness_model(model, tokenizer, eos_id=first).generate_until([request]) == [""]
+    assert harness_model(model, tokenizer, stop_ids=[first]).generate_until([request]) == [""]
 
 
 def test_questions_that_need_no_network_are_the_same_every_time() -> None:

@@ -31,7 +31,7 @@ class Answers:
         max_length: context of the model in tokens; longer texts are read in windows, longer contexts lose their start.
         bos_id: precedes a text that has nothing before it; the tokenizer's own when None. Without either, a line break
             stands for the beginning.
-        eos_id: ends a generated text, besides the tokenizer's BOS, which ends a document.
+        stop_ids: tokens that end a generated text, besides BOS, which ends a document.
         add_bos: whether contexts that are not empty begin with BOS as well.
         batch_tokens: about so many tokens are computed at once.
 
@@ -45,7 +45,7 @@ class Answers:
         tokenizer: Tokenizer,
         max_length: int | None = None,
         bos_id: int | None = None,
-        eos_id: int | None = None,
+        stop_ids: Sequence[int] = (),
         add_bos: bool = False,
         batch_tokens: int = BATCH_TOKENS,
     ):
@@ -56,7 +56,7 @@ class Answers:
         self.batch_tokens, self.add_bos = batch_tokens, add_bos
         own_bos = getattr(tokenizer, "bos_id", None)
         self.bos_id = own_bos if bos_id is None else bos_id
-        self.stop_ids = [token for token in {own_bos, self.bos_id, eos_id} if token is not None]
+        self.stop_ids = [*stop_ids, *{token for token in (own_bos, self.bos_id) if token is not None}]
 
     @property
     def eot_token_id(self) -> int | None:
