@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from lmxlab.core.config import ModelConfig
+from lmxlab.core.mamba_options import Multipliers
+from lmxlab.models.falcon import falcon_h1_config
 from lmxlab.models.mamba import mamba2_config, mamba_config
 
 MAMBA = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 6}
@@ -16,6 +18,31 @@ MAMBA2 = {
     "head_dim": 16,
     "n_groups": 2,
     "chunk_size": 8,
+}
+FALCON_H1 = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "mamba_d_ssm": 48,
+    "mamba_n_heads": 3,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 8,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+}
+FACTORS = {
+    "embedding_multiplier": 1.7,
+    "lm_head_multiplier": 0.6,
+    "attention_in_multiplier": 1.3,
+    "attention_out_multiplier": 0.9,
+    "key_multiplier": 0.7,
+    "ssm_in_multiplier": 1.25,
+    "ssm_out_multiplier": 0.8,
+    "ssm_multipliers": [0.9, 1.1, 1.2, 0.7, 1.4],
+    "mlp_multipliers": [1.3, 0.6],
 }
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("mamba", MAMBA),
@@ -34,11 +61,30 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "mamba2",
         MAMBA2 | {"n_groups": 4, "time_step_limit": [0.6, 0.75], "chunk_size": 16, "layer_norm_epsilon": 1e-3},
     ),
+    "falcon_h1": ("falcon_h1", FALCON_H1),
+    "falcon_h1, multipliers, norm after the gate, own head_dim": (
+        "falcon_h1",
+        FALCON_H1
+        | {"mamba_rms_norm": True, "mamba_norm_before_gate": False, "head_dim": 12, "mamba_n_groups": 3}
+        | FACTORS,
+    ),
+    "falcon_h1, norm before the gate, biases, limited steps, tied": (
+        "falcon_h1",
+        FALCON_H1
+        | {"mamba_rms_norm": True, "mamba_d_ssm": None, "mamba_n_heads": 4, "time_step_limit": [0.6, 0.75]}
+        | {"mamba_proj_bias": True, "projectors_bias": True, "attention_bias": True, "tie_word_embeddings": True},
+    ),
 }
-GREEDY = ["mamba, biases, own rank, untied", "mamba2"]
+GREEDY = ["falcon_h1, multipliers, norm after the gate, own head_dim", "mamba, biases, own rank, untied", "mamba2"]
 
 SIZE = {"vocab_size": 61, "d_model": 32, "n_layers": 2, "max_seq_len": 40}
+HYBRID: dict[str, Any] = {
+    **{"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48, "max_seq_len": 40},
+    **{"mamba_n_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "mamba_n_groups": 2, "mamba_chunk_size": 5},
+}
 ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
+    "falcon-h1": lambda: falcon_h1_config("HH", **HYBRID, multipliers=Multipliers(1.2, 0.9, 0.8, 1.1, 0.7, 1.3)),
+    "falcon-h1-layers": lambda: falcon_h1_config("M*", **HYBRID),
     "mamba": lambda: mamba_config(**SIZE, ssm_state_size=6),
     "mamba2": lambda: mamba2_config(**SIZE, mamba_head_dim=16, ssm_state_size=8, mamba_n_groups=2, mamba_chunk_size=5),
 }

@@ -39,6 +39,11 @@ def check_combinations(config: Any) -> None:
             )
         if config.activation not in ACTIVATIONS[config.ffn]:
             raise UnknownNameError(f"activation of the {config.ffn!r} FFN", config.activation, ACTIVATIONS[config.ffn])
+    if config.multipliers is not None and (config.attention, config.ffn) != ("gqa_mamba2", "gated"):
+        raise UserError(
+            f"multipliers would be ignored in part: attention is {config.attention!r} and ffn {config.ffn!r}; "
+            "they belong to 'gqa_mamba2' with 'gated'"
+        )
     if config.qk_norm_joint and not config.qk_norm:
         raise UserError("qk_norm_joint would be ignored: set qk_norm, too")
     if config.norm_plus_one and config.norm != "rms_norm":

@@ -8,7 +8,7 @@ from typing import Any
 from lmxlab.errors import UserError
 
 # Attention whose q and k the block's rope rotates.
-ROTATED = ("mha", "gqa", "sliding_window_gqa", "chunked_gqa")
+ROTATED = ("mha", "gqa", "sliding_window_gqa", "chunked_gqa", "gqa_mamba2")
 
 # What those read, and of it what says how the block's rope is used.
 SOFTMAX = ("output_gate", "rope_interleaved", "qk_l2_norm", "temperature_floor")

@@ -196,6 +196,7 @@ class ModelConfig:
         mup_base_width: the d_model that muP's learning rates were tuned at (2203.03466); None: no muP.
         mtp_n_predict, mtp_lambda: extra prediction heads that training adds, and the weight of their loss.
         embed_scale: embeddings are multiplied by it on the way in (sqrt(d_model) in Vaswani et al. 2017).
+        logit_scale: logits are multiplied by it (Falcon-H1).
         logit_softcap: logits z become cap tanh(z / cap) (Gemma 2).
         gradient_checkpointing: while training, only the inputs of the blocks are kept for the backward pass, and each
             block is computed again there (1604.06174): memory for about a third more time.
@@ -215,6 +216,7 @@ class ModelConfig:
     mtp_lambda: float = 0.1
     embed_scale: float = field(default=1.0, kw_only=True)
     logit_softcap: float | None = field(default=None, kw_only=True)
+    logit_scale: float = field(default=1.0, kw_only=True)
     gradient_checkpointing: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:

@@ -90,7 +90,16 @@ class ReluSquaredFFN(_UpDownFFN):
 
 
 class GatedFFN(_GatedUpDownFFN):
-    """down(silu(gate(x)) * up(x)), SwiGLU, or GeGLU with `activation="gelu_tanh"` in its place (2002.05202)."""
+    """down(silu(gate(x)) * up(x)), SwiGLU, or GeGLU with `activation="gelu_tanh"` in its place (2002.05202).
+
+    `config.multipliers` may scale the gate and the output (Falcon-H1).
+    """
+
+    def __call__(self, x: mx.array) -> mx.array:
+        factors = self.config.multipliers
+        if factors is None:
+            return super().__call__(x)
+        return self._activate_and_project(self.gate(x) * factors.mlp_gate, self.up(x)) * factors.mlp_down
 
     def activate(self, gate: mx.array, up: mx.array) -> mx.array:
         if self.config.activation == "gelu_tanh":

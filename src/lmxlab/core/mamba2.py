@@ -71,7 +71,15 @@ class Mamba2(AttentionBase):
 
     def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         inner = self.n_heads * self.head_dim
-        z, mixed, dt = mx.split(self.in_proj(x), [inner, -self.n_heads], axis=-1)
+        factors = self.config.multipliers
+        if factors is None:
+            z, mixed, dt = mx.split(self.in_proj(x), [inner, -self.n_heads], axis=-1)
+            return z, mixed, dt
+        shared = self.config.mamba_n_groups * self.config.ssm_state_size
+        sizes = {"ssm_z": inner, "ssm_x": inner, "ssm_b": shared, "ssm_c": shared, "ssm_dt": self.n_heads}
+        scale = mx.concatenate([mx.full((size,), getattr(factors, name)) for name, size in sizes.items()])
+        projected = self.in_proj(x * factors.ssm_in) * scale.astype(x.dtype)
+        z, mixed, dt = mx.split(projected, [inner, -self.n_heads], axis=-1)
         return z, mixed, dt
 
     def _dt(self, dt: mx.array, padding: mx.array | None) -> mx.array:

@@ -46,6 +46,7 @@ class Multipliers:
 
     Args:
         attention_in, attention_out: of what attention reads and returns.
+        key: of attention's keys, so of its scores.
         ssm_in, ssm_out: of what the state-space mixer reads and returns.
         ssm_z, ssm_x, ssm_b, ssm_c, ssm_dt: of the parts of its input projection.
         mlp_gate, mlp_down: of the gate before its activation, and of the FFN's output.
@@ -53,6 +54,7 @@ class Multipliers:
 
     attention_in: float = 1.0
     attention_out: float = 1.0
+    key: float = 1.0
     ssm_in: float = 1.0
     ssm_out: float = 1.0
     ssm_z: float = 1.0

@@ -130,6 +130,8 @@ class LanguageModel(nn.Module):
         return sum(array.size for _, array in leaves)
 
     def _scaled(self, hidden: mx.array) -> mx.array:
+        if self.config.logit_scale != 1.0:
+            hidden = hidden * self.config.logit_scale
         return hidden / self.config.width_mult if self.config.mup_base_width else hidden
 
     def _trunk(self, x: mx.array, cache: Sequence[Any] | None) -> tuple[mx.array, list[Cache | None]]:

@@ -7,6 +7,7 @@ from typing import Any
 from lmxlab.core.config import ModelConfig
 from lmxlab.errors import UnknownNameError
 from lmxlab.models import (
+    falcon,
     gemma,
     gemma3,
     gpt,
@@ -154,6 +155,19 @@ FAMILIES: dict[str, Family] = {
             _presets(gemma3.gemma3_tiny, gemma3.gemma3_1b),
             "Gemma with QK-norm, windows, every sixth layer global with a longer rotary base",
             gemma3.GEMMA3,
+        ),
+        Family(
+            "falcon_h1",
+            falcon.falcon_h1_config,
+            falcon.falcon_h1_tiny,
+            _presets(falcon.falcon_h1_tiny, falcon.falcon_h1_10m, falcon.falcon_h1_0_5b),
+            "Grouped-query attention and Mamba-2, in parallel in every block or layer by layer",
+            falcon.FALCON_H1,
+            {
+                "hybrid_pattern": "HHHH",
+                **{"mamba_n_heads": 8, "mamba_head_dim": 32, "ssm_state_size": 32, "mamba_n_groups": 1},
+                "mamba_chunk_size": 32,
+            },
         ),
         Family(
             "mamba",

@@ -185,7 +185,7 @@ def config_from_mamba2(hf: HFConfig) -> ModelConfig:
     return decoder(hf, [block] * hf["num_hidden_layers"])
 
 
-def dt_limits(hf: HFConfig) -> dict[str, float]:
+def dt_limits(hf: HFConfig) -> dict[str, Any]:
     """MambaOptions' dt_min and dt_max from `time_step_limit`, which may hold infinity in more than one spelling."""
     low, high = hf.get("time_step_limit", None) or (0.0, math.inf)
     high = float(high["__float__"] if isinstance(high, dict) else high)
@@ -195,6 +195,11 @@ def dt_limits(hf: HFConfig) -> dict[str, float]:
 def dt_limits_to_hf(options: MambaOptions) -> list[float]:
     """What `dt_limits` reads."""
     return [options.dt_min, math.inf if options.dt_max is None else options.dt_max]
+
+
+def inner_width(d_model: int, expand: int, heads: int, head_dim: int) -> int | None:
+    """MambaOptions.d_inner of a mixer with these heads, None where it is d_model * expand."""
+    return None if heads * head_dim == d_model * expand else heads * head_dim
 
 
 def _given(**options: Any) -> MambaOptions | None:
