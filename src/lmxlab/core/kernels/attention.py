@@ -36,7 +36,7 @@ def attention(
     (batch, heads, queries, _), (_, groups, keys, _) = q.shape, k.shape
     if softcap is not None:
         return _capped_attention(q, k, v, scale, mask, softcap)
-    if not is_fast(q, k, v, elements=batch * heads * queries * keys):
+    if not is_fast(q, elements=batch * heads * queries * keys):  # the scores are what it computes faster
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     share = heads // groups
     bias = additive(mask, queries, keys, mx.float32)

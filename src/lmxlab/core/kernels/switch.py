@@ -25,6 +25,8 @@ def is_exact() -> bool:
 
 def is_fast(*arrays: mx.array, elements: int = 0) -> bool:
     """Whether the CPU forms serve for these arrays, or for an intermediate result of so many elements."""
-    on_cpu = mx.default_device() == mx.cpu and all(a.dtype == mx.float32 for a in arrays)
-    large = max(elements, *(a.size for a in arrays)) >= FEWEST_ELEMENTS
-    return on_cpu and large and not _exact and platform.can_compile()
+    for array in arrays:  # what is false most often comes first: decoding asks hundreds of times per token
+        elements = max(elements, array.size)
+    if elements < FEWEST_ELEMENTS or _exact or mx.default_device() != mx.cpu:
+        return False
+    return all(array.dtype == mx.float32 for array in arrays) and platform.can_compile()
