@@ -21,7 +21,7 @@ from lmxlab.models.qwen import qwen2_config, qwen3_config
 from lmxlab.models.qwen3_moe import qwen3_moe_config
 from lmxlab.models.smollm3 import smollm3_config
 
-from . import state_space
+from . import delta_hybrids, state_space
 
 SIZE = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_layers": 2, "d_ff": 48, "max_seq_len": 40}
 TRAINED_TOKENS = 8  # of the scaled rotary kinds: shorter than the sequences here, so that the scaling bites
@@ -71,11 +71,6 @@ ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
     "gemma": lambda: gemma_config(**SIZE, n_kv_heads=1),
     "gemma2": lambda: gemma2_config(**SIZE, n_kv_heads=2, head_dim=8, window_size=5, logit_softcap=2.0),
     "gemma3": lambda: gemma3_config(**SIZE, n_kv_heads=2, window_size=5, global_every=2),
-    "gated-deltanet": lambda: _with(_llama(), attention="gated_deltanet", position="none", use_short_conv=True),
-    "gated-deltanet-grouped": lambda: _with(
-        _llama(), attention="gated_deltanet", position="none", linear_n_key_heads=2, linear_n_value_heads=6
-    ),
-    "output-gate": lambda: _with(_llama(), output_gate=True, partial_rotary_factor=0.5),
     "moe": lambda: _with(_llama(), ffn="moe", n_experts=4, top_k_experts=2, moe_d_ff=24),
     "moe-relu2, grouped": lambda: _with(
         _llama(), ffn="moe", activation="relu2", n_experts=8, moe_n_groups=4, moe_topk_groups=2, router_normalized=False
@@ -92,7 +87,7 @@ ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
 }
 
 
-ARCHITECTURES |= state_space.ARCHITECTURES
+ARCHITECTURES |= state_space.ARCHITECTURES | delta_hybrids.ARCHITECTURES
 
 
 def build(config: ModelConfig, std: float = 0.15) -> LanguageModel:

@@ -19,6 +19,8 @@ CLASSES = {
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
     "qwen3_moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM"),
     "mixtral": ("MixtralConfig", "MixtralForCausalLM"),
+    "qwen3_5_text": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM"),
+    "qwen3_next": ("Qwen3NextConfig", "Qwen3NextForCausalLM"),
     "olmo2": ("Olmo2Config", "Olmo2ForCausalLM"),
     "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM"),
     "gemma": ("GemmaConfig", "GemmaForCausalLM"),
@@ -28,6 +30,7 @@ CLASSES = {
     "mamba": ("MambaConfig", "MambaForCausalLM"),
     "mamba2": ("Mamba2Config", "Mamba2ForCausalLM"),
 }
+PLUS_ONE = ("gemma", "qwen3_5", "qwen3_next")  # whose norms scale by 1 + weight
 LENGTHS = (1, 12, 40)
 
 
@@ -41,9 +44,10 @@ def run_case(folder: Path, kind: str, fields: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = getattr(transformers, model_class)(config).eval()
     for name, weight in model.named_parameters():
-        weight.data.normal_(0, 0.15)
+        weight.data.normal_(0, 0.6 if "conv" in name else 0.15)  # few taps each: else they make everything small
         if ("norm" in name or ".ln_" in name) and name.endswith("weight"):
-            weight.data.add_(0.0 if kind.startswith("gemma") else 1.0)  # Gemma's scale is 1 + weight
+            plus_one = kind.startswith(PLUS_ONE) and "linear_attn" not in name
+            weight.data.add_(0.0 if plus_one else 1.0)
     model.save_pretrained(folder)
     draw = np.random.default_rng(0).integers
     arrays = {}

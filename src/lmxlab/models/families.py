@@ -18,6 +18,7 @@ from lmxlab.models import (
     olmo2,
     qwen,
     qwen3_moe,
+    qwen35,
     smollm3,
 )
 from lmxlab.models.hf_config import Converter
@@ -115,6 +116,14 @@ FAMILIES: dict[str, Family] = {
             "Mistral with 2 of 8 experts",
             mixtral.MIXTRAL,
             {"n_experts": 4, "d_ff": 168},
+        ),
+        Family(
+            "qwen35",
+            qwen35.qwen35_config,
+            qwen35.qwen35_tiny,
+            _presets(qwen35.qwen35_tiny, qwen35.qwen35_9b, qwen35.qwen35_27b),
+            "Gated DeltaNet, every fourth layer attention with an output gate and a quarter of its channels rotated",
+            qwen35.QWEN35,
         ),
         Family(
             "olmo2",

@@ -165,11 +165,17 @@ ROPE_FIELDS = {
 
 
 def rope_from_hf(
-    hf: HFConfig, max_seq_len: int, layer_type: str | None = None, default_theta: float = 10000.0
+    hf: HFConfig,
+    max_seq_len: int,
+    layer_type: str | None = None,
+    default_theta: float = 10000.0,
+    partial: bool = False,
+    harmless: Sequence[str] = (),
 ) -> tuple[float, RopeScaling | None]:
     """(rope_theta, scaling) from either layout: `rope_parameters`, or `rope_theta` beside `rope_scaling`.
 
-    `layer_type` names the entry of `rope_parameters` where those are given per kind of layer.
+    `layer_type` names the entry of `rope_parameters` where those are given per kind of layer; `partial` says that the
+    family asks `partial_rotary_from_hf`, too; `harmless` fields of the rope do not concern it.
     """
     newer, older = hf.get("rope_parameters", None), hf.get("rope_scaling", {})
     if newer is not None and layer_type is not None:
@@ -179,10 +185,10 @@ def rope_from_hf(
     kind = rope.pop("rope_type", rope.pop("type", "default"))
     rope.pop("type", None)
     theta = float(rope.pop("rope_theta", hf.get("rope_theta", default_theta)))
-    if rope.pop("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)) != 1.0:
+    if rope.pop("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)) != 1.0 and not partial:
         raise UserError(f"Unsupported field in a {hf.model_type} config: partial_rotary_factor")
     original = rope.pop("original_max_position_embeddings", None)
-    rope = {key: value for key, value in rope.items() if value is not None}
+    rope = {key: value for key, value in rope.items() if value is not None and key not in harmless}
     if kind == "default":
         return theta, None
     # The dynamic kind is defined by the config's own context, the others by the pre-training one.
@@ -197,6 +203,12 @@ def rope_from_hf(
     if "factor" not in rope:
         raise UserError(f"The {hf.model_type} config is missing required fields of rope type {kind!r}: ['factor']")
     return theta, RopeScaling(kind, original_max_seq_len=None if kind == "linear" else original, **rope)
+
+
+def partial_rotary_from_hf(hf: HFConfig, default: float) -> float:
+    """The share of each head's channels that turn, from either layout."""
+    rope = hf.get("rope_parameters", None) or hf.get("rope_scaling", None) or {}
+    return float(rope.get("partial_rotary_factor", hf.get("partial_rotary_factor", default)))
 
 
 def decoder_to_hf(config: ModelConfig, rotated: BlockConfig | None = None, **own: Any) -> dict[str, Any]:
