@@ -150,5 +150,5 @@ def test_the_inverse_of_a_triangular_matrix_is_as_good_as_a_solver_s(size: int) 
 
 def test_flops_grow_with_the_length_and_not_with_its_square() -> None:
     sizes = {"heads": 4, "key_heads": 2, "key_dim": 64, "value_dim": 32}
-    assert flops_per_token(8192, **sizes) == flops_per_token(512, **sizes)
+    assert flops_per_token(2**20, **sizes) == pytest.approx(flops_per_token(2**13, **sizes), rel=0.01)
     assert flops_per_token(FEW_TOKENS, **sizes) == 4 * 4 * 64 * 32 < flops_per_token(8192, **sizes)

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
-from lmxlab.core import kernels
+from lmxlab.core import delta_rule, kernels
 from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.errors import UserError
 from lmxlab.experiments.flops import estimate_flops_per_step, estimate_flops_per_token
@@ -20,8 +20,13 @@ BLOCK = BlockConfig(d_model=48, n_heads=4, d_ff=80, max_seq_len=24)
 
 @pytest.fixture(autouse=True)
 def _plain_operations(monkeypatch):
-    """MLX's own operations: the graph of the CPU kernels cannot be exported, and their sums are products too."""
+    """MLX's own operations: the graph of the CPU kernels cannot be exported, and their sums are products too.
+
+    Nor can operations with a gradient of their own: their forward passes stand in for them.
+    """
     monkeypatch.setattr(kernels.switch, "_exact", True)
+    monkeypatch.setattr(delta_rule, "unstack", list)
+    monkeypatch.setattr(delta_rule, "unit_lower_inverse", delta_rule._inverse)
 
 
 def counted_flops(fn: Callable[..., mx.array], *args: mx.array) -> int:
@@ -92,6 +97,7 @@ VARIANTS = {
     "gated relu2": {"ffn": "gated_relu2"},
     "no attention": {"attention": "none"},
     "no ffn": {"ffn": "none"},
+    "output gate": {"attention": "gqa", "n_kv_heads": 2, "output_gate": True},
     "learned positions": {"position": "learned"},
     "rope": {"position": "rope"},
     "alibi": {"position": "alibi"},
@@ -110,6 +116,14 @@ def test_the_formula_is_the_count_for_every_component(options, tied):
 def test_every_family_is_within_two_percent_of_the_count(family):
     config = FAMILIES[family].tiny()
     assert abs(gap(config, seq_len=32)) <= 0.02
+
+
+@pytest.mark.parametrize("seq_len", [1, 4, 5, 16, 63, 65, 130])
+def test_the_delta_rule_is_counted_in_the_form_and_the_chunks_that_are_run(seq_len):
+    grouped = {"linear_n_key_heads": 2, "linear_n_value_heads": 6, "linear_key_head_dim": 10}
+    for options in ({"use_short_conv": True}, grouped):
+        block = dataclasses.replace(BLOCK, attention="gated_deltanet", **options)
+        assert gap(ModelConfig(block=block, vocab_size=65, n_layers=2), seq_len=seq_len) == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize("seq_len", [1, 5, 24])

@@ -113,19 +113,23 @@ def chunk_of(length: int, chunk: int = CHUNK) -> int:
 
 
 def flops_per_token(length: int, heads: int, key_heads: int, key_dim: int, value_dim: int) -> int:
-    """FLOPs of the matrix products of `delta_rule` in a sequence of `length` tokens, per token of it."""
+    """FLOPs of the matrix products of `delta_rule` in a sequence of `length` tokens, per token of it.
+
+    The state after the last chunk is not among them: only who goes on from it computes it.
+    """
     if length <= FEW_TOKENS:
         return heads * 4 * key_dim * value_dim
     size = chunk_of(length)
-    scores = 2 * 2 * size * key_dim * key_heads  # k k^T and q k^T
-    inverse = (2 * 4 * SMALLEST_BLOCK**3) * (size // SMALLEST_BLOCK)
-    block = SMALLEST_BLOCK
+    n_chunks = -(-length // size)
+    inverse, block = 2 * 4 * SMALLEST_BLOCK**2 * size, SMALLEST_BLOCK
     while block < size:
-        inverse += 2 * 2 * block**3 * (size // (2 * block))
+        inverse += 2 * block**2 * size
         block *= 2
-    per_head = 2 * size * (key_dim + 2 * value_dim) + 6 * key_dim * value_dim + inverse // size
-    padded = -(-length // size) * size
-    return (scores + heads * per_head) * padded // length
+    scores = 2 * 2 * size**2 * key_dim  # k k^T and q k^T
+    within = inverse + 2 * size**2 * (key_dim + 2 * value_dim)
+    update = 2 * size * key_dim * value_dim
+    total = n_chunks * (key_heads * scores + heads * (within + 2 * update)) + heads * (n_chunks - 1) * update
+    return round(total / length)
 
 
 def _lower(size: int, diagonal: int = 0) -> mx.array:
