@@ -71,6 +71,8 @@ ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
     "gemma": lambda: gemma_config(**SIZE, n_kv_heads=1),
     "gemma2": lambda: gemma2_config(**SIZE, n_kv_heads=2, head_dim=8, window_size=5, logit_softcap=2.0),
     "gemma3": lambda: gemma3_config(**SIZE, n_kv_heads=2, window_size=5, global_every=2),
+    "mla": lambda: _with(_llama(), attention="mla", position="none", kv_lora_rank=12, q_lora_rank=20, rope_dim=4),
+    "mla, nothing rotates": lambda: _with(_llama(), attention="mla", position="none", kv_lora_rank=12, rope_dim=0),
     "moe": lambda: _with(_llama(), ffn="moe", n_experts=4, top_k_experts=2, moe_d_ff=24),
     "moe-relu2, grouped": lambda: _with(
         _llama(), ffn="moe", activation="relu2", n_experts=8, moe_n_groups=4, moe_topk_groups=2, router_normalized=False

@@ -12,6 +12,7 @@ from lmxlab.core.lora import (
     merge_lora,
     save_lora_adapters,
 )
+from lmxlab.core.mla import MLA
 from lmxlab.core.moe import MoEFFN, SharedExpertMoEFFN
 from lmxlab.core.norm import layer_norm, rms_norm
 from lmxlab.core.position import alibi, rope, sinusoidal
@@ -22,6 +23,7 @@ from lmxlab.core.registry import Registry
 __all__ = [
     "GQA",
     "MHA",
+    "MLA",
     "BlockConfig",
     "ChunkedGQA",
     "ConfigurableBlock",

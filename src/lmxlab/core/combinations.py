@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmxlab.core.component_fields import ROTATED, check_all_read
+from lmxlab.core.component_fields import ROTATED, ROTATES_ITSELF, check_all_read
 from lmxlab.core.fields import check
 from lmxlab.errors import UnknownNameError, UserError
 
@@ -26,8 +26,10 @@ def check_combinations(config: Any) -> None:
         raise UserError(f"head_dim is {config.head_dim}; dynamic rope scaling needs at least 4 that rotate")
     if config.position == "sinusoidal" and config.d_model % 2:
         raise UserError(f"d_model is {config.d_model}; sinusoidal positions come in pairs, so it must be even")
-    if config.rope_scaling is not None and config.position != "rope":
+    if config.rope_scaling is not None and config.position != "rope" and config.attention not in ROTATES_ITSELF:
         raise UserError(f"rope_scaling would be ignored: position is {config.position!r}; set position='rope'")
+    if config.rope_dim is not None and (config.rope_dim % 2 or config.rope_dim < 0):
+        raise UserError(f"rope_dim is {config.rope_dim}; rope rotates pairs of channels, so it must be even, or 0")
     check_all_read(config)
     if config.ffn in ("moe", "shared_moe", "latent_moe") and config.n_experts is not None:
         check_experts(config, config.n_experts, config.top_k_experts)

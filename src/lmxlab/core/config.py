@@ -43,6 +43,7 @@ class BlockConfig:
         rope_interleaved: rope turns neighbouring channels (2i, 2i + 1) together, not halves.
         qk_l2_norm: each head's q and k are divided by their root mean square after the rotation (Llama 4).
         temperature_floor, temperature_scale: queries grow with their position: see `attention.query_temperature`.
+        kv_lora_rank, q_lora_rank, rope_dim, qk_nope_head_dim, v_head_dim: see `mla.MLA`.
         moe_n_groups, moe_topk_groups: neighbouring experts form groups; a token chooses within its best groups.
         moe_routed_scaling_factor: on the weights of the routed experts.
         router_scores, router_normalized, router_balanced: see `router.Router`; None: as the FFN says.
@@ -135,6 +136,8 @@ class BlockConfig:
     router_balance_step: float = field(default=1e-3, kw_only=True)
     router_scales_input: bool = field(default=False, kw_only=True)
     shared_expert_gate: bool = field(default=False, kw_only=True)
+    qk_nope_head_dim: int | None = field(default=None, kw_only=True)
+    v_head_dim: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -6,6 +6,8 @@ from typing import Any
 
 from lmxlab.errors import UnknownNameError, UserError
 
+MAY_BE_ZERO = ("rope_dim",)  # 0 is something else than not given
+
 
 class Derived(int):
     """A head_dim that was computed, not given: `dataclasses.replace(config, d_model=...)` computes it anew."""
@@ -37,7 +39,7 @@ def check_types(config: Any) -> None:
             continue
         if "int" in str(f.type):
             check(isinstance(value, int) and not isinstance(value, bool), f.name, value, "an integer")
-            if optional:
+            if optional and f.name not in MAY_BE_ZERO:
                 check_positive(config, f.name)
         elif "float" in str(f.type):
             number = isinstance(value, int | float) and not isinstance(value, bool)

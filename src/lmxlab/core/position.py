@@ -34,14 +34,17 @@ class RoPE(nn.Module):
     With `config.rope_scaling` the frequencies are those of `rope_scaling.inverse_frequencies`. Its kind "dynamic" is
     defined by the length of the pass: beyond the trained context a longer pass gives earlier tokens other angles, so
     there, and only there, cached steps are not the steps of one long pass, in this or any other library.
+
+    Args:
+        dims, interleaved: instead of what the config says.
     """
 
-    def __init__(self, config: BlockConfig):
+    def __init__(self, config: BlockConfig, dims: int | None = None, interleaved: bool | None = None):
         super().__init__()
-        self.dims = config.rotary_dim
+        self.dims = dims or config.rotary_dim
         self.theta = config.rope_theta
         self.scaling = config.rope_scaling
-        self.interleaved = config.rope_interleaved
+        self.interleaved = config.rope_interleaved if interleaved is None else interleaved
         scaled = self.scaling is not None and not self.depends_on_length
         self._periods = self._compute_periods() if scaled else None
 
