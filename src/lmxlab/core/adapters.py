@@ -7,6 +7,8 @@ from typing import Any, Unpack
 import mlx.core as mx
 import mlx.nn as nn
 
+from lmxlab.core.experts import ExpertLinear, QuantizedExpertLinear
+from lmxlab.core.lora_experts import LoRAExpertLinear
 from lmxlab.core.low_rank import ADAPTER_NAMES, LoRALinear, LoRAQuantizedLinear, LowRank, Options
 from lmxlab.core.quantize import freeze_all_but_adapters, replace
 from lmxlab.errors import UserError, some, unknown_name
@@ -14,6 +16,7 @@ from lmxlab.errors import UserError, some, unknown_name
 ALL_LINEAR = "all-linear"
 OUTPUT_HEAD = "head"
 DEFAULT_TARGETS = ("attention",)
+ADAPTABLE = (nn.Linear, nn.QuantizedLinear, ExpertLinear, QuantizedExpertLinear)
 
 
 class AdapterError(UserError):
@@ -33,8 +36,8 @@ def adapt(model: nn.Module, layers: dict[str, nn.Module], rank: int, alpha: floa
 
 
 def choose(model: nn.Module, targets: Sequence[str] | str | None) -> dict[str, nn.Module]:
-    """The linear layers, quantised or not, that `targets` mean (see `apply_lora`), by name."""
-    linear = {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.QuantizedLinear)}
+    """The linear layers and stacked experts, quantised or not, that `targets` mean (see `apply_lora`), by name."""
+    linear = {path: layer for path, layer in model.named_modules() if isinstance(layer, ADAPTABLE)}
     chosen: dict[str, nn.Module] = {}
     for target in [targets] if isinstance(targets, str) else targets or DEFAULT_TARGETS:
         hits = {path: layer for path, layer in sorted(linear.items()) if _is_meant(path, target)}
@@ -109,6 +112,8 @@ def _why_nothing(model: nn.Module, target: str, linear: list[str]) -> str:
 
 
 def _with_adapter(layer: nn.Module, rank: int, alpha: float, **options: Unpack[Options]) -> LowRank:
+    if isinstance(layer, ExpertLinear | QuantizedExpertLinear):
+        return LoRAExpertLinear(layer, rank, alpha, **options)
     if isinstance(layer, nn.QuantizedLinear):
         return LoRAQuantizedLinear.from_quantized(layer, rank, alpha, **options)
     assert isinstance(layer, nn.Linear)
@@ -122,10 +127,10 @@ def _new_layers(
     layers = {}
     for path in sorted({name.rpartition(".")[0] for name in arrays}):
         layer, low = modules.get(path), arrays.get(f"{path}.lora_A")
-        if not isinstance(layer, nn.Linear | nn.QuantizedLinear):
+        if not isinstance(layer, ADAPTABLE):
             raise AdapterError(f"{source} is an adapter for another model: this one has no linear layer {path!r}")
-        if low is None or low.ndim != 2:
+        if low is None or low.ndim not in (2, 3):
             raise AdapterError(f"{source} is damaged: it has no matrix {path}.lora_A")
         dora = f"{path}.lora_magnitude" in arrays
-        layers[path] = _with_adapter(layer, low.shape[1], settings.get(path, {}).get("alpha", 1.0), dora=dora)
+        layers[path] = _with_adapter(layer, low.shape[-1], settings.get(path, {}).get("alpha", 1.0), dora=dora)
     return layers

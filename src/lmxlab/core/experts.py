@@ -5,6 +5,7 @@ import mlx.nn as nn
 
 from lmxlab.core import kernels
 from lmxlab.core.kernels.experts import Plan, expert_matmul, from_rows, plan_rows, to_rows
+from lmxlab.core.quantize import MODES, float_weight
 from lmxlab.core.recompute import recompute
 
 GATED = ("silu", "gelu_tanh")
@@ -38,11 +39,19 @@ class QuantizedExpertLinear(nn.Module):
 
     def __init__(self, weight: mx.array, group_size: int | None, bits: int | None, mode: str):
         super().__init__()
-        self.group_size, self.bits, self.mode = group_size, bits, mode
+        widths, sizes = MODES[mode]
+        self.group_size, self.bits, self.mode = group_size or sizes[0], bits or widths[0], mode
         self.weight, self.scales, *biases = mx.quantize(weight, group_size, bits, mode=mode)
         if biases:
             self.biases = biases[0]
         self.freeze()
+
+    def to_float(self, dtype: mx.Dtype) -> ExpertLinear:
+        """The matrices that these stand for."""
+        weight = float_weight(self, dtype)
+        layer = ExpertLinear(len(weight), weight.shape[2], weight.shape[1])
+        layer.weight = weight
+        return layer
 
     def __call__(self, rows: mx.array, plan: Plan) -> mx.array:
         """(S, in) rows in the order of the plan -> (S, out)."""

@@ -11,7 +11,8 @@ import mlx.nn as nn
 
 from lmxlab.core.adapters import AdapterError, adapt, adapters_of, choose, fill_adapters
 from lmxlab.core.config import ModelConfig
-from lmxlab.core.low_rank import ADAPTER_NAMES, LoRALinear, LoRAQuantizedLinear, Options
+from lmxlab.core.lora_experts import LoRAExpertLinear
+from lmxlab.core.low_rank import ADAPTER_NAMES, LoRALinear, LowRank, Options
 from lmxlab.core.quantize import replace
 from lmxlab.errors import UserError, some
 from lmxlab.files import atomic_file, atomic_write, to_json
@@ -37,6 +38,8 @@ def apply_lora(
 ) -> None:
     """Gives linear layers an adapter that changes nothing yet, and freezes everything else, in place.
 
+    Stacked experts get one for each expert; routers stay as they are.
+
     Args:
         rank, alpha: the update is alpha / rank times a product of two matrices with `rank` columns and rows.
         targets: parts of module names: "attention" (the default), "ffn", "q_proj", "blocks.3", "head", a whole name; or
@@ -47,7 +50,7 @@ def apply_lora(
         UserError: a target that no linear layer's name contains, or only layers that cannot have an adapter.
     """
     chosen = choose(model, targets)
-    quantised = [path for path, layer in chosen.items() if isinstance(layer, nn.QuantizedLinear)]
+    quantised = [path for path, layer in chosen.items() if "scales" in layer]
     if quantised:
         raise UserError(f"apply_lora: {some(quantised)} are quantised; use apply_qlora")
     adapt(model, chosen, rank, alpha, **options)
@@ -61,11 +64,11 @@ def merge_lora(model: nn.Module) -> None:
     """
     quantised = []
     for path, layer in model.named_modules():
-        if isinstance(layer, LoRALinear):
+        if isinstance(layer, LoRALinear | LoRAExpertLinear) and "scales" not in layer:
             merged = layer.to_linear()
             merged.freeze()
             replace(model, path, merged)
-        elif isinstance(layer, LoRAQuantizedLinear):
+        elif isinstance(layer, LowRank):
             quantised.append(path)
     if quantised:
         logger.warning("merge_lora: %s are quantised and keep their adapters; dequantize_model first", some(quantised))

@@ -43,7 +43,15 @@ class LowRank(nn.Module):
         (rank, out), with DoRA lora_magnitude (out,).
     """
 
-    def __init__(self, input_dims: int, output_dims: int, rank: int, alpha: float, **options: Unpack[Options]):
+    def __init__(
+        self,
+        input_dims: int,
+        output_dims: int,
+        rank: int,
+        alpha: float,
+        stack: tuple[int, ...] = (),
+        **options: Unpack[Options],
+    ):
         super().__init__()
         if options.keys() - Options.__annotations__.keys():
             raise TypeError(f"options are {sorted(Options.__annotations__)}, got {sorted(options)}")
@@ -55,8 +63,8 @@ class LowRank(nn.Module):
         check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
         self.scaling = alpha / (math.sqrt(rank) if options.get("rslora") else rank)
         bound = 1 / math.sqrt(input_dims)
-        self.lora_A = mx.random.uniform(-bound, bound, (input_dims, rank))
-        self.lora_B = mx.zeros((rank, output_dims))
+        self.lora_A = mx.random.uniform(-bound, bound, (*stack, input_dims, rank))
+        self.lora_B = mx.zeros((*stack, rank, output_dims))
         if options.get("dora"):
             self.lora_magnitude = mx.ones((output_dims,))
 
@@ -92,7 +100,7 @@ class LowRank(nn.Module):
 
     def float_weight(self) -> mx.array:
         """The frozen weight, (out, in) float32."""
-        return self.weight.astype(mx.float32)
+        return float_weight(self, mx.float32)
 
     def merged_weight(self) -> mx.array:
         """The weight with the update in it, (out, in) float32."""
@@ -111,7 +119,7 @@ class LowRank(nn.Module):
 
     def _sum(self) -> mx.array:
         """W + scaling B A, (out, in) float32."""
-        return self.float_weight() + self.scaling * (self.lora_A @ self.lora_B).T.astype(mx.float32)
+        return self.float_weight() + self.scaling * (self.lora_A @ self.lora_B).swapaxes(-1, -2)
 
     def _product(self, x: mx.array) -> mx.array:
         """W x."""
@@ -123,7 +131,7 @@ class LowRank(nn.Module):
         return y + self.bias if "bias" in self else y
 
     def _extra_repr(self) -> str:
-        (input_dims, rank), output_dims = self.lora_A.shape, self.lora_B.shape[1]
+        (input_dims, rank), output_dims = self.lora_A.shape[-2:], self.lora_B.shape[-1]
         kind = ", dora" if "lora_magnitude" in self else ""
         return f"input_dims={input_dims}, output_dims={output_dims}, bias={'bias' in self}, rank={rank}{kind}"
 
@@ -219,9 +227,6 @@ class LoRAQuantizedLinear(LowRank):
             linear.bias = self.bias
         linear.train(self.training)
         return LoRALinear.from_linear(linear).with_adapter_of(self)
-
-    def float_weight(self) -> mx.array:
-        return float_weight(self, mx.float32)
 
     def _product(self, x: mx.array) -> mx.array:
         return mx.quantized_matmul(

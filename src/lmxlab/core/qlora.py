@@ -26,6 +26,6 @@ def apply_qlora(
         UserError: a target that no linear layer's name contains, or no quantised layer among those that are meant.
     """
     chosen = choose(model, targets)
-    if not any(isinstance(layer, nn.QuantizedLinear) for layer in chosen.values()):
+    if not any("scales" in layer for layer in chosen.values()):
         raise UserError("apply_qlora: none of the layers is quantised; call quantize_model first, or use apply_lora")
     adapt(model, chosen, rank, alpha, **options)

@@ -100,7 +100,10 @@ def check_quantization(bits: int, group_size: int, mode: str) -> tuple[int, int]
 
 
 def float_weight(layer: nn.Module, dtype: mx.Dtype) -> mx.array:
-    """The weight that a quantised layer stands for, (..., out, in) in `dtype`."""
+    """The weight of a layer, (..., out, in) in `dtype`: that which a quantised one stands for. Without its adapter."""
+    if "scales" not in layer:
+        whole: mx.array = layer.weight.astype(dtype)
+        return whole
     return mx.dequantize(
         layer.weight,
         layer.scales,
@@ -110,6 +113,16 @@ def float_weight(layer: nn.Module, dtype: mx.Dtype) -> mx.array:
         mode=layer.mode,
         dtype=dtype,
     )
+
+
+def effective_weight(layer: nn.Module, dtype: mx.Dtype) -> mx.array:
+    """The matrix that a linear layer multiplies by, (out, in) in `dtype`, whatever it is made of.
+
+    For code that needs the matrix itself (MLA absorbs one into another): `layer.weight` is packed in a quantised layer,
+    and not the whole of it in one with an adapter.
+    """
+    merged = getattr(layer, "merged_weight", None)
+    return float_weight(layer, dtype) if merged is None else merged().astype(dtype)
 
 
 def freeze_all_but_adapters(model: nn.Module) -> None:

@@ -78,8 +78,11 @@ class Router(nn.Module):
         return grouped.reshape(choice.shape)
 
     def balance(self) -> None:
-        """Moves the bias, where there is one, by the load since the last call, and starts to count anew."""
-        if "balance_bias" in self:
+        """Moves the bias by the load since the last call, and starts to count anew.
+
+        A frozen router's bias stays: adapters are trained over a model that does not move.
+        """
+        if "balance_bias" in self and "weight" in self.trainable_parameters():
             lack = mx.sign(self._load.mean() - self._load)
             self.balance_bias = self.balance_bias + self.balance_step * lack
         self._load, self._last_load = mx.zeros_like(self._load), self._load
