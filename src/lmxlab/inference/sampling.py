@@ -9,8 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from lmxlab.errors import UserError
-from lmxlab.inference.rollback import select_rows
-from lmxlab.models.base import LanguageModel, evaluating
+from lmxlab.inference.rollback import restore, select_rows, snapshot
+from lmxlab.models.base import LanguageModel, check_tokens, evaluating
 from lmxlab.models.decoding import decode, prefill
 from lmxlab.models.sampling import Keys, Sampler
 
@@ -43,14 +43,19 @@ def sample_rows(
     *,
     stop_tokens: Sequence[int] | None = None,
     keys: Keys | None = None,
+    read: Sequence[dict[str, Any] | None] | None = None,
 ) -> list[Sample]:
-    """n continuations of one prompt (1, T), decoded as one batch whose prompt is read once."""
+    """n continuations of one prompt (1, T), decoded as one batch whose prompt is read once.
+
+    Args:
+        read: what `read_prompt` returned for this prompt; without it, that is called.
+    """
     if n < 1:
         raise UserError(f"n is {n}; draw at least 1")
+    check_tokens(prompt, model.config.vocab_size)
     cache = model.make_cache()
-    if prompt.shape[1] > 1 and max_tokens > 0:
-        with evaluating(model):
-            model.hidden_states(prefill(model, prompt[:, :-1], cache), cache)
+    if max_tokens > 0:
+        restore(cache, read_prompt(model, prompt) if read is None else read)
         select_rows(cache, [0] * n)
     rows = mx.repeat(prompt, n, axis=0)
     stop = frozenset(stop_tokens or ())
@@ -74,6 +79,15 @@ def sample_rows(
         Sample(row[: len(row) - (end is not None)], sum(each[: len(row)]), len(row), end)
         for row, each, end in zip(drawn, log_probs, ends, strict=True)
     ]
+
+
+def read_prompt(model: LanguageModel, prompt: mx.array) -> list[dict[str, Any] | None]:
+    """The states of the caches after all but the last token of a prompt (1, T): where several texts can go on from."""
+    cache = model.make_cache()
+    if prompt.shape[1] > 1:
+        with evaluating(model):
+            model.hidden_states(prefill(model, prompt[:, :-1], cache), cache)
+    return snapshot(cache)
 
 
 def best_of_n(
