@@ -10,6 +10,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from lmxlab.core.config import ModelConfig
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.models.base import LanguageModel
+from lmxlab.models.deepseek import deepseek_config, deepseek_v3_config
 from lmxlab.models.gemma import gemma2_config, gemma_config
 from lmxlab.models.gemma3 import gemma3_config
 from lmxlab.models.gpt import gpt2_config, gpt_config
@@ -25,6 +26,8 @@ from . import delta_hybrids, state_space
 
 SIZE = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_layers": 2, "d_ff": 48, "max_seq_len": 40}
 TRAINED_TOKENS = 8  # of the scaled rotary kinds: shorter than the sequences here, so that the scaling bites
+
+LATENT = {"kv_lora_rank": 12, "q_lora_rank": 20, "rope_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 10}
 
 
 def _with(config: ModelConfig, **block: Any) -> ModelConfig:
@@ -71,6 +74,10 @@ ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
     "gemma": lambda: gemma_config(**SIZE, n_kv_heads=1),
     "gemma2": lambda: gemma2_config(**SIZE, n_kv_heads=2, head_dim=8, window_size=5, logit_softcap=2.0),
     "gemma3": lambda: gemma3_config(**SIZE, n_kv_heads=2, window_size=5, global_every=2),
+    "deepseek": lambda: deepseek_config(**SIZE, **LATENT, n_experts=4, top_k_experts=2, moe_d_ff=24),
+    "deepseek_v3": lambda: deepseek_v3_config(
+        **SIZE, **LATENT, n_experts=8, top_k_experts=2, moe_n_groups=4, moe_topk_groups=2, moe_d_ff=24
+    ),
     "mla": lambda: _with(_llama(), attention="mla", position="none", kv_lora_rank=12, q_lora_rank=20, rope_dim=4),
     "mla, nothing rotates": lambda: _with(_llama(), attention="mla", position="none", kv_lora_rank=12, rope_dim=0),
     "moe": lambda: _with(_llama(), ffn="moe", n_experts=4, top_k_experts=2, moe_d_ff=24),

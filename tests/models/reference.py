@@ -18,6 +18,8 @@ CLASSES = {
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
     "qwen3_moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM"),
+    "deepseek_v2": ("DeepseekV2Config", "DeepseekV2ForCausalLM"),
+    "deepseek_v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM"),
     "mixtral": ("MixtralConfig", "MixtralForCausalLM"),
     "qwen3_5_text": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM"),
     "qwen3_next": ("Qwen3NextConfig", "Qwen3NextForCausalLM"),
@@ -48,6 +50,9 @@ def run_case(folder: Path, kind: str, fields: dict[str, Any]) -> None:
         if ("norm" in name or ".ln_" in name) and name.endswith("weight"):
             plus_one = kind.startswith(PLUS_ONE) and "linear_attn" not in name
             weight.data.add_(0.0 if plus_one else 1.0)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.normal_(0, 0.15)
     model.save_pretrained(folder)
     draw = np.random.default_rng(0).integers
     arrays = {}

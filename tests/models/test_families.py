@@ -62,7 +62,15 @@ def test_windows_are_where_they_were_published() -> None:
 
 @pytest.mark.parametrize(
     ("preset", "billions"),
-    [("mixtral_8x7b", 46.70), ("mixtral_8x22b", 140.62), ("qwen3_30b_a3b", 30.53), ("qwen3_235b_a22b", 235.09)],
+    [
+        ("mixtral_8x7b", 46.70),
+        ("mixtral_8x22b", 140.62),
+        ("qwen3_30b_a3b", 30.53),
+        ("qwen3_235b_a22b", 235.09),
+        ("deepseek_v2", 235.74),
+        ("deepseek_v2_lite", 15.71),
+        ("deepseek_v3_671b", 671.03),
+    ],
 )
 def test_a_preset_has_as_many_parameters_as_were_published(preset: str, billions: float) -> None:
     assert LanguageModel(resolve(preset)).count_parameters() / 1e9 == pytest.approx(billions, abs=0.006)

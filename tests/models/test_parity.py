@@ -62,6 +62,20 @@ QWEN3_MOE = LLAMA | {
     "moe_intermediate_size": 24,
     "norm_topk_prob": True,
 }
+DEEPSEEK = LLAMA | {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 20,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 12,
+    "v_head_dim": 10,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+}
+DEEPSEEK_YARN = ROPE["yarn"] | {"mscale": 0.7, "mscale_all_dim": 0.9}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", GPT2),
     "gpt2, exact gelu, wide ffn, untied": (
@@ -99,6 +113,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"norm_topk_prob": False, "num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]}
         | {"use_sliding_window": True, "sliding_window": 8, "attention_bias": True},
     ),
+    "deepseek_v2": ("deepseek_v2", DEEPSEEK | {"n_routed_experts": 6, "num_experts_per_tok": 3}),
+    "deepseek_v2, groups, plain queries, yarn": (
+        "deepseek_v2",
+        DEEPSEEK
+        | {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.0}
+        | {"q_lora_rank": None, "rope_parameters": DEEPSEEK_YARN, "attention_bias": True},
+    ),
+    "deepseek_v3": ("deepseek_v3", DEEPSEEK | {"n_group": 4, "topk_group": 2}),
+    "deepseek_v3, no groups, plain queries, yarn, all dense but one": (
+        "deepseek_v3",
+        DEEPSEEK
+        | {"n_group": 1, "topk_group": 1, "norm_topk_prob": False, "first_k_dense_replace": 2}
+        | {"q_lora_rank": None, "rope_parameters": DEEPSEEK_YARN},
+    ),
     "mixtral": ("mixtral", LLAMA | {"num_local_experts": 4}),
     "mixtral, every expert, a window": (
         "mixtral",
@@ -134,7 +162,7 @@ CASES |= state_space.CASES | delta_hybrids.CASES
 
 GREEDY = [
     *("gpt2", "llama", "llama, rope llama3", "llama, rope yarn", "mistral, window", "qwen2", "qwen3", "olmo2"),
-    *("qwen3_moe", "mixtral"),
+    *("qwen3_moe", "mixtral", "deepseek_v2", "deepseek_v3"),
     *("smollm3", "gemma", "gemma2", "gemma3"),
     *state_space.GREEDY,
     *delta_hybrids.GREEDY,

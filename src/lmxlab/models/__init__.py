@@ -2,6 +2,7 @@
 
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.convert import config_from_hf, convert_weights, load_from_hf
+from lmxlab.models.deepseek import deepseek_config, deepseek_tiny, deepseek_v3_config, deepseek_v3_tiny
 from lmxlab.models.gemma import gemma2_config, gemma2_tiny, gemma_config, gemma_tiny
 from lmxlab.models.gemma3 import gemma3_config, gemma3_tiny
 from lmxlab.models.generate import generate, stream_generate
@@ -18,6 +19,10 @@ __all__ = [
     "LanguageModel",
     "config_from_hf",
     "convert_weights",
+    "deepseek_config",
+    "deepseek_tiny",
+    "deepseek_v3_config",
+    "deepseek_v3_tiny",
     "gemma2_config",
     "gemma2_tiny",
     "gemma3_config",

@@ -7,6 +7,8 @@ from typing import Any
 from lmxlab.core.config import ModelConfig
 from lmxlab.errors import UnknownNameError
 from lmxlab.models import (
+    deepseek,
+    deepseek_hf,
     falcon,
     gemma,
     gemma3,
@@ -107,6 +109,24 @@ FAMILIES: dict[str, Family] = {
             "Qwen 3 with 8 of 128 experts",
             qwen3_moe.QWEN3_MOE,
             {"n_experts": 4, "top_k_experts": 2, "moe_d_ff": 168},
+        ),
+        Family(
+            "deepseek",
+            deepseek.deepseek_config,
+            deepseek.deepseek_tiny,
+            _presets(deepseek.deepseek_tiny, deepseek.deepseek_v2, deepseek.deepseek_v2_lite),
+            "latent attention; its presets with shared and routed experts (DeepSeek-V2)",
+            deepseek_hf.DEEPSEEK_V2,
+            deepseek.LAB,
+        ),
+        Family(
+            "deepseek_v3",
+            deepseek.deepseek_v3_config,
+            deepseek.deepseek_v3_tiny,
+            _presets(deepseek.deepseek_v3_tiny, deepseek.deepseek_v3_671b),
+            "latent attention, a shared expert and 8 of 256, balanced by a bias",
+            deepseek_hf.DEEPSEEK_V3,
+            deepseek.LAB | {"n_experts": 4, "top_k_experts": 2, "moe_d_ff": 112},
         ),
         Family(
             "mixtral",
