@@ -13,6 +13,7 @@ import pytest
 
 from lmxlab.core.kernels import switch
 from lmxlab.models.convert import load_from_hf
+from lmxlab.models.export import export_model
 from lmxlab.models.generate import generate, stream_generate
 
 from . import delta_hybrids, reference, state_space
@@ -245,3 +246,16 @@ def test_shards_and_old_buffers_load(folders: dict[str, Path], tmp_path: Path) -
     np.testing.assert_allclose(
         np.array(model(mx.array(expected["x12"]))[0]), expected["logits12"], atol=FAST_GAP, rtol=0
     )
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_a_checkpoint_that_is_written_again_has_the_same_names_and_values(
+    case: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    model, _ = load_from_hf(str(folders[case]), dtype=mx.float32)
+    export_model(model, tmp_path / "again")
+    before, after = (mx.load(str(folder / "model.safetensors")) for folder in (folders[case], tmp_path / "again"))
+    assert isinstance(before, dict) and isinstance(after, dict)
+    before = {name.removeprefix("transformer."): array for name, array in before.items()}  # GPT-2's hub files have none
+    assert before.keys() == after.keys()
+    assert all(mx.array_equal(before[name], after[name]) for name in before)

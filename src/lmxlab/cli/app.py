@@ -17,6 +17,7 @@ COMMANDS = {
     "compare": ("compare", "Which of several designs learns better under the same compute?"),
     "train": ("train", "Train one model, or go on with an interrupted run."),
     "generate": ("generate", "Continue a text with a trained model."),
+    "export": ("export", "Write a trained model as a folder that transformers and mlx-lm load."),
     "eval": ("eval", "Score a trained model on its validation split, or on tasks of lm-eval."),
     "data": ("data", "Prepare a dataset, or look at one."),
     "log": ("log", "The ledger of finished runs: list, show, best, tail."),

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lmxlab.core.config import ModelConfig
+from lmxlab.errors import UserError
 from lmxlab.models.decoder import decoder_block
 from lmxlab.models.hf_config import Converter, HFConfig, block_from_hf, decoder, decoder_to_hf, windowed
 from lmxlab.models.llama import LLAMA_LAYER, llama_rules
@@ -48,11 +49,15 @@ def config_from_mistral(hf: HFConfig) -> ModelConfig:
     """The config of a MistralForCausalLM."""
     hf.refuse_unless(hidden_act="silu")
     kinds = ["sliding_attention"] * hf["num_hidden_layers"]
+    # Its class has a window in all layers or in none.
+    if hf.get_or_off("sliding_window", 4096) and "full_attention" in hf.get("layer_types", kinds):
+        raise UserError("Unsupported layer_types in a mistral config: with sliding_window all layers must have one")
     return decoder(hf, windowed(hf, block_from_hf(hf), kinds))
 
 
 def mistral_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The config.json of a MistralForCausalLM."""
+    # No layer_types: mlx-lm, which has no windows for Mistral, cannot load a model that has them in every layer.
     return decoder_to_hf(config, sliding_window=config.block.window_size)
 
 

@@ -1,0 +1,64 @@
+"""`lmxlab export`: a trained model as a folder that transformers and mlx-lm load."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional
+from tyro.extras import SubcommandApp
+
+from lmxlab.cli.options import RUNS, Json, Runs, option
+from lmxlab.cli.render import note, out, out_json
+from lmxlab.cli.runs import find_run
+from lmxlab.data import prepare
+from lmxlab.data.hf_files import tokenizer_files
+from lmxlab.errors import UserError
+from lmxlab.experiments.stored import check_same_data, load_model
+from lmxlab.models.export import export_model, hf_config_of
+
+
+def register(app: SubcommandApp, arguments: list[str]) -> None:
+    app.command(name="export")(export)
+
+
+def export(
+    run: Annotated[Positional[str], option("A run's folder, or its name in `lmxlab log list`.", "RUN")],
+    folder: Annotated[Positional[Path], option("Where to write it.", "DIR")],
+    /,
+    *,
+    overwrite: Annotated[bool, option("Replace the folder if it is there.", default="")] = False,
+    tokenizer: Annotated[bool, option("Leave out the tokenizer's files with --no-tokenizer.", default="")] = True,
+    shard_gb: float = 5.0,
+    runs: Runs = RUNS,
+    json: Json = False,
+) -> None:
+    """Write a trained model as config.json, safetensors and tokenizer.json, for transformers and mlx-lm.
+
+    Example: lmxlab export runs/llama/20260101-120000 my-model
+
+    Args:
+        shard_gb: Weights are split into files of at most so many gigabytes.
+    """
+    if shard_gb <= 0:
+        raise UserError(f"--shard-gb must be above 0, got {shard_gb}.")
+    found = find_run(run, runs)
+    spec, model = load_model(found)
+    hf_config_of(spec.model)  # says at once what cannot be exported
+    prepared = prepare(spec.data)
+    check_same_data(found, prepared)
+    bos = prepared.tokenizer.bos_id
+    files = tokenizer_files(prepared.tokenizer, spec.model.block.max_seq_len) if tokenizer else {}
+    model_type = export_model(
+        model,
+        folder,
+        tokens={"bos_token_id": bos, "eos_token_id": bos},
+        files=files,
+        shard_bytes=int(shard_gb * 1e9),
+        overwrite=overwrite,
+    )
+    if json:
+        written = sorted(path.name for path in folder.iterdir())
+        out_json({"run": str(found.path), "folder": str(folder), "model_type": model_type, "files": written})
+        return
+    out(f"{folder}: a {model_type} model of {model.count_parameters():,} parameters")
+    note(f"transformers: AutoModelForCausalLM.from_pretrained({str(folder)!r})")
+    note(f"mlx-lm:       mlx_lm.generate --model {folder}")

@@ -1,0 +1,182 @@
+"""Writing a model as a Hugging Face folder, which transformers, mlx-lm and `load_from_hf` load with equal logits."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from lmxlab.core.config import BlockConfig, ModelConfig
+from lmxlab.core.fields import Derived
+from lmxlab.core.rope_scaling import RopeScaling
+from lmxlab.errors import UserError
+from lmxlab.files import atomic_directory
+from lmxlab.models.base import LanguageModel
+from lmxlab.models.convert import CONVERTERS, config_from_hf, shapes_of
+from lmxlab.models.hf_config import Converter
+from lmxlab.models.weight_files import INDEX
+from lmxlab.models.weight_map import some
+
+SHARD_BYTES = 5_000_000_000  # what the hub asks for
+
+
+def export_model(
+    model: LanguageModel,
+    folder: str | Path,
+    *,
+    tokens: Mapping[str, int | None] | None = None,
+    files: Mapping[str, str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
+) -> str:
+    """Writes config.json and model.safetensors, in shards where they are large.
+
+    The folder appears whole or not at all: it is written under another name, synced and renamed.
+
+    Args:
+        tokens: further entries of config.json, such as bos_token_id and eos_token_id.
+        files: further files, by name: those of a tokenizer.
+        shard_bytes: no file of weights is larger than this, unless one weight is.
+        overwrite: replace a folder that is there.
+
+    Returns:
+        The model_type of the config.json.
+
+    Raises:
+        UserError: the folder is there, the model is quantised or has adapters, or no published class computes what it
+            does; the message says what differs.
+    """
+    folder = Path(folder)
+    if folder.exists() and not overwrite:
+        raise UserError(f"{folder} exists: choose another folder, or say that it may be replaced (--overwrite)")
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / "config.json").is_file())):
+        raise UserError(f"{folder} is no exported model: it is not replaced")
+    converter, fields = hf_config_of(model.config)
+    parameters: Any = dict(tree_flatten(model.parameters()))
+    foreign = [name for name in parameters if name.endswith((".scales", ".biases", ".lora_A", ".lora_B"))]
+    if foreign:
+        raise UserError(
+            f"The model is quantised or has adapters ({some(foreign)}): dequantize it and merge the adapters first"
+        )
+    transfers = converter.transfers(model.config, shapes_of(model))
+    dtypes = {str(array.dtype).removeprefix("mlx.core.") for array in parameters.values()}
+    common = {"model_type": converter.model_type, "architectures": [converter.architecture]}
+    dtype = {"torch_dtype": dtypes.pop()} if len(dtypes) == 1 else {}
+    defaults = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    with atomic_directory(folder) as work:
+        text = json.dumps({**common, **fields, **dtype, **defaults, **(tokens or {})}, indent=2)
+        (work / "config.json").write_text(text + "\n", encoding="utf-8")
+        for name, content in (files or {}).items():
+            (work / name).write_text(content, encoding="utf-8")
+        arrays = (item for transfer in transfers for item in transfer.to_theirs(parameters.__getitem__).items())
+        _write_shards(work, arrays, shard_bytes)
+    return converter.model_type
+
+
+def hf_config_of(config: ModelConfig) -> tuple[Converter, dict[str, Any]]:
+    """The published class that computes what a model of this config does, and the fields of its config.json.
+
+    It is chosen by proof: what a family writes must be read back as a config of the same meaning.
+
+    Raises:
+        UserError: there is none; the message names what the nearest one cannot express.
+    """
+    asked = meaning(config)
+    nearest: tuple[str, list[str]] | None = None
+    for converter in CONVERTERS.values():
+        fields = converter.to_hf(config)
+        try:
+            found = meaning(config_from_hf({"model_type": converter.model_type, **json.loads(json.dumps(fields))}))
+        except UserError:
+            continue
+        differ = sorted(key for key in asked.keys() | found.keys() if asked.get(key) != found.get(key))
+        if not differ:
+            return converter, fields
+        if nearest is None or len(differ) < len(nearest[1]):
+            nearest = converter.architecture, [f"{key} {asked.get(key)!r}" for key in differ]
+    hint = f" The nearest is {nearest[0]}, which has no {'; no '.join(nearest[1][:4])}." if nearest else ""
+    raise UserError(
+        f"No published class of transformers computes what this config does, so it cannot be exported.{hint}"
+    )
+
+
+def meaning(config: ModelConfig) -> dict[str, Any]:
+    """What the forward pass of a model in evaluation depends on, in one form for all configs that mean the same.
+
+    Dropout and extra prediction heads are training's; defaults are written out; what a component ignores is left out.
+    """
+    own: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "n_layers": config.n_layers,
+        "tie_embeddings": config.tie_embeddings,
+    }
+    own |= {"embed_scale": _number(config.embed_scale), "logit_softcap": config.logit_softcap}
+    if config.mup_base_width is not None and config.width_mult != 1:
+        own["mup_base_width"] = config.mup_base_width
+    template = _block_meaning(config.block)
+    own |= {name: template[name] for name in ("norm", "norm_eps", "norm_plus_one", "d_model", "bias")}
+    layers = [_block_meaning(config.get_block_config(i)) for i in range(config.n_layers)]
+    for name in sorted({name for layer in layers for name in layer}):
+        values = [layer.get(name) for layer in layers]
+        own[name] = values[0] if all(value == values[0] for value in values) else values
+    return own
+
+
+def _block_meaning(block: BlockConfig) -> dict[str, Any]:
+    fields = {f.name: getattr(block, f.name) for f in dataclasses.fields(block)}
+    for name in ("dropout", "pre_norm", "mup", "attention_bias", "output_bias", "attention_scale"):
+        del fields[name]
+    fields["norm_placement"] = block.effective_norm_placement
+    if block.attention == "mha":
+        fields |= {"attention": "gqa", "n_kv_heads": block.n_heads}
+    if block.attention == "none":
+        for name in ("n_heads", "n_kv_heads", "head_dim"):
+            del fields[name]
+    else:
+        output_bias = block.effective_attention_bias if block.output_bias is None else block.output_bias
+        fields |= {
+            "n_kv_heads": fields["n_kv_heads"] or block.n_heads,
+            "attention_bias": block.effective_attention_bias,
+        }
+        fields |= {"output_bias": output_bias, "attention_scale": block.effective_attention_scale}
+    if block.position != "rope":
+        del fields["rope_theta"], fields["rope_scaling"]
+    if block.norm != "layer_norm" and block.ffn == "none":
+        del fields["bias"]
+    if block.activation is None:
+        fields["activation"] = {"standard": "gelu", "gated": "silu"}.get(block.ffn)
+    return {name: _number(value) for name, value in fields.items() if value is not None}
+
+
+def _number(value: Any) -> Any:
+    """Without the last digits of a root that was taken and squared."""
+    if isinstance(value, Derived):
+        return int(value)
+    if isinstance(value, RopeScaling):
+        return dataclasses.replace(value, attention_factor=value.magnitude) if value.kind == "yarn" else value
+    return float(f"{value:.12g}") if isinstance(value, float) else value
+
+
+def _write_shards(folder: Path, arrays: Iterator[tuple[str, mx.array]], shard_bytes: int) -> None:
+    shards: list[dict[str, mx.array]] = [{}]
+    size = 0
+    for name, array in arrays:
+        if shards[-1] and size + array.nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = array
+        size += array.nbytes
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+    total = sum(array.nbytes for shard in shards for array in shard.values())
+    if len(shards) == 1:
+        names = ["model.safetensors"]
+    else:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for file, shard in zip(names, shards, strict=True):
+        mx.save_safetensors(str(folder / file), shard, metadata={"format": "pt"})
+        shard.clear()

@@ -1,0 +1,171 @@
+"""Models written as Hugging Face folders: nothing is lost, and transformers and mlx-lm compute the same logits."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from lmxlab.core import kernels
+from lmxlab.core.config import ModelConfig
+from lmxlab.core.rope_scaling import RopeScaling
+from lmxlab.errors import UserError
+from lmxlab.models.base import LanguageModel
+from lmxlab.models.convert import load_from_hf
+from lmxlab.models.export import export_model, hf_config_of, meaning
+from lmxlab.models.families import FAMILIES
+from lmxlab.models.gpt import gpt2_config, gpt_tiny
+from lmxlab.models.llama import llama_config, llama_tiny
+
+from . import reload
+from .architectures import ARCHITECTURES, SIZE, TRAINED_TOKENS, build
+
+LENGTH = 12
+# Cases that mlx-lm does not compute as published: no windows in Mistral, Qwen 2, Qwen 3 and Gemma 2, GELU by erf in
+# Gemma. Of the others sizes are chosen so that it does: GPT-2 with d_ff = 4 d_model, and Gemma 3, whose embedding scale
+# sqrt(d_model) it rounds to bfloat16, 64 wide.
+NOT_AS_MLX_LM = {"mistral", "gemma", "gemma2", "window-dynamic-scaling"}
+CASES = {
+    name: config
+    for name, config in ARCHITECTURES.items()
+    if name in FAMILIES or name in ("gpt2", "qk-norm", "wide-heads") or name.endswith("-scaling")
+} | {
+    "gpt2": lambda: gpt2_config(**SIZE | {"d_ff": 128}),
+    "gemma3": lambda: resized(ARCHITECTURES["gemma3"](), d_model=64),
+    "gemma2, all in reach": lambda: resized(ARCHITECTURES["gemma2"](), window_size=LENGTH),
+    "llama, biases": lambda: resized(ARCHITECTURES["llama"](), bias=True),
+    "llama, untied": lambda: dataclasses.replace(ARCHITECTURES["llama"](), tie_embeddings=False),
+}
+CASES = {name: config for name, config in CASES.items() if name != "gpt"}  # sinusoids are in no published class
+
+
+def resized(config: ModelConfig, **block: Any) -> ModelConfig:
+    def change(one: Any) -> Any:
+        own = {name: value for name, value in block.items() if getattr(one, name) is not None}
+        return dataclasses.replace(one, **own)
+
+    layers = config.block_configs and tuple(map(change, config.block_configs))
+    scale = config.embed_scale * (block.get("d_model", config.block.d_model) / config.block.d_model) ** 0.5
+    return dataclasses.replace(config, block=change(config.block), block_configs=layers, embed_scale=scale)
+
+
+def leaves(model: LanguageModel) -> dict[str, mx.array]:
+    return dict(tree_flatten(model.parameters()))
+
+
+def published() -> list[str]:
+    return [name for family in FAMILIES.values() if family.hf for name in family.presets if "gpt_" not in name]
+
+
+@pytest.mark.parametrize("preset", published())
+def test_every_preset_has_a_published_class(preset: str) -> None:
+    family = next(family for family in FAMILIES.values() if preset in family.presets)
+    converter, fields = hf_config_of(family.presets[preset]())
+    assert converter is family.hf and json.loads(json.dumps(fields)) == fields
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_round_trip_changes_no_weight(case: str, tmp_path: Path) -> None:
+    model = build(CASES[case]())
+    export_model(model, tmp_path / "model", shard_bytes=20_000)
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    again, config = load_from_hf(str(tmp_path / "model"), dtype=mx.float32)
+    assert meaning(config) == meaning(model.config)
+    before, after = leaves(model), leaves(again)
+    assert before.keys() == after.keys()
+    assert all(mx.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.fixture(scope="module")
+def reloaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]]]:
+    for package in ("torch", "transformers", "mlx_lm"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"the oracle {package} is not installed: pip install 'lmxlab[oracle]'")
+    root, x = tmp_path_factory.mktemp("exported"), np.random.default_rng(0).integers(0, 61, (2, LENGTH)).tolist()
+    spec: dict[str, Any] = {"tokens": x, "folders": {}}
+    for case, config in CASES.items():
+        mx.random.seed(1)
+        export_model(build(config()), root / case)
+        spec["folders"][str(root / case)] = case not in NOT_AS_MLX_LM
+    (root / "spec.json").write_text(json.dumps(spec))
+    subprocess.run([sys.executable, reload.__file__, str(root / "spec.json")], check=True, capture_output=True)
+    return root, x
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("case", CASES)
+def test_transformers_and_mlx_lm_compute_the_same_logits(
+    case: str, reloaded: tuple[Path, list[list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels.switch, "_exact", True)
+    root, x = reloaded
+    model, _ = load_from_hf(str(root / case), dtype=mx.float32)
+    ours = np.array(model(mx.array(x))[0])
+    theirs = np.load(root / case / "reloaded.npz")
+    assert set(theirs) == ({"transformers"} if case in NOT_AS_MLX_LM else {"transformers", "mlx_lm"})
+    for tool in theirs:
+        np.testing.assert_allclose(theirs[tool], ours, atol=2e-5, rtol=0, err_msg=tool)
+    assert ours.std() > 0.3
+    again, _ = load_from_hf(str(root / case / "again"), dtype=mx.float32)
+    assert all(mx.array_equal(a, b) for a, b in zip(leaves(model).values(), leaves(again).values(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["gpt", "alibi", "relu2", "gated-relu2", "chunked", "mup", "mixed-layers"])
+def test_what_no_published_class_computes_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No published class of transformers .* has no "):
+        export_model(LanguageModel(ARCHITECTURES[name]()), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_reason_is_named() -> None:
+    with pytest.raises(UserError, match=r"nearest is GPT2LMHeadModel, which has no embed_scale 8.0; no position 'sin"):
+        hf_config_of(gpt_tiny())
+
+
+def test_configs_that_compute_the_same_mean_the_same() -> None:
+    plain = llama_tiny()
+    block = dataclasses.replace(plain.block, n_kv_heads=4, dropout=0.1, attention_bias=False, norm_placement="pre")
+    wide = dataclasses.replace(plain, block=block)
+    assert meaning(wide) == meaning(dataclasses.replace(plain, block=dataclasses.replace(block, attention="mha")))
+    assert meaning(wide) != meaning(plain)
+    scaled = llama_config(**SIZE, n_kv_heads=2, rope_scaling=RopeScaling("linear", 4.0, TRAINED_TOKENS))
+    assert meaning(scaled) != meaning(llama_config(**SIZE, n_kv_heads=2))
+
+
+def test_a_folder_is_replaced_only_when_asked_and_only_if_it_is_a_model(tmp_path: Path) -> None:
+    model, folder = LanguageModel(llama_tiny()), tmp_path / "model"
+    export_model(model, folder, files={"note.txt": "first"}, tokens={"bos_token_id": 7})
+    assert json.loads((folder / "config.json").read_text())["bos_token_id"] == 7
+    with pytest.raises(UserError, match="exists: choose another folder"):
+        export_model(model, folder)
+    export_model(model, folder, overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("precious")
+    with pytest.raises(UserError, match="no exported model"):
+        export_model(model, tmp_path / "mine", overwrite=True)
+
+
+def test_nothing_is_left_of_an_export_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(mx, "save_safetensors", full)
+    with pytest.raises(OSError, match="no space"):
+        export_model(LanguageModel(llama_tiny()), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quantised_model_is_refused(tmp_path: Path) -> None:
+    model = LanguageModel(llama_tiny())
+    nn.quantize(model, group_size=64, bits=4)
+    with pytest.raises(UserError, match="dequantize it"):
+        export_model(model, tmp_path / "model")
