@@ -30,3 +30,24 @@ def test_several_prompts_end_at_stop_strings_and_repeat_with_a_seed(cli: Cli, fo
     assert stopped.out == "".join(prompt + text.split(stop)[0] + "\n" for prompt, text in texts.items())
     single = cli("generate", run, "--prompt", "My", *options, "--json")
     assert json.loads(single.out)["text"] == texts["My"]
+
+
+def test_a_pretrained_model_instead_of_a_run(cli: Cli, folder: Path) -> None:
+    options = ("--max-tokens", "20", "--seed", "1")
+    done = cli("generate", "--model", "glassllm", "Once upon", *options)
+    assert done.code == 0 and done.out.startswith("Once upon") and len(done.out) > 30, done.err
+    both = json.loads(cli("generate", "--model", "glassllm", "Once", "--prompt", "Alice", *options, "--json").out)
+    assert [entry["prompt"] for entry in both["texts"]] == ["Once", "Alice"] and both["run"] == "glassllm"
+    assert cli("generate", "--model", "glassllm:xx", "Once").code == 2
+    assert cli("generate", "--model", "nowhere/none", "Once").code in (1, 2)
+    assert "Which model?" in cli("generate").err
+
+
+def test_an_exported_run_writes_what_the_run_writes(cli: Cli, folder: Path) -> None:
+    assert cli("train", "other.toml", "--budget.steps", "1").code == 0
+    (run,) = (folder / "runs" / "other").iterdir()
+    assert cli("export", run, "out").code == 0
+    options = ("--max-tokens", "12", "--temperature", "0", "--json")
+    trained = json.loads(cli("generate", run, "--prompt", "To", *options).out)
+    exported = json.loads(cli("generate", "--model", "out", "To", *options).out)
+    assert exported["text"] == trained["text"]

@@ -3,8 +3,11 @@
 import itertools
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
+import mlx.core as mx
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
@@ -12,11 +15,16 @@ from lmxlab.cli.options import RUNS, Json, Runs, option
 from lmxlab.cli.render import note, out_json
 from lmxlab.cli.runs import find_run
 from lmxlab.data import prepare
+from lmxlab.data.glassllm import load_glassllm
+from lmxlab.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from lmxlab.errors import UserError
 from lmxlab.experiments.spec import check_seed
 from lmxlab.experiments.stored import check_same_data, load_model
+from lmxlab.models.base import LanguageModel
+from lmxlab.models.convert import load_from_hf
 from lmxlab.models.sampling import Sampler
 from lmxlab.models.text import stream_text
+from lmxlab.models.weight_files import read_json
 
 
 def register(app: SubcommandApp, arguments: list[str]) -> None:
@@ -24,10 +32,17 @@ def register(app: SubcommandApp, arguments: list[str]) -> None:
 
 
 def generate(
-    run: Annotated[Positional[str], option("A run's folder, or its name in `lmxlab log list`.", "RUN")],
+    run: Annotated[
+        Positional[str | None],
+        option("A run's folder, or its name in `lmxlab log list`; with --model, the text to continue.", "RUN | TEXT"),
+    ] = None,
     /,
     *,
-    prompt: Annotated[tuple[str, ...], option("The text to continue, or several.", "TEXT", "a line break")] = ("\n",),
+    model: Annotated[
+        str | None,
+        option("A pretrained model instead of a run: glassllm (no network), a folder, a repo.", "NAME", "none"),
+    ] = None,
+    prompt: Annotated[tuple[str, ...], option("The text to continue, or several.", "TEXT", "a line break")] = (),
     max_tokens: int = 200,
     temperature: float = 0.8,
     top_k: int = 0,
@@ -39,9 +54,10 @@ def generate(
     runs: Runs = RUNS,
     json: Json = False,
 ) -> None:
-    """Continue a text with a trained model.
+    """Continue a text with a trained model, or with a pretrained one.
 
     Example: lmxlab generate runs/gpt/20260101-120000 --prompt "To be, or not" "My lord," --max-tokens 300 --stop "."
+    Example: lmxlab generate --model glassllm "Once upon"
 
     Args:
         max_tokens: How many tokens to write.
@@ -57,26 +73,37 @@ def generate(
         raise UserError(f"--temperature must be 0 or more, got {temperature}.")
     if seed is not None:
         check_seed(seed)
-    folder = find_run(run, runs)
-    spec, model = load_model(folder)
-    prepared = prepare(spec.data)
-    check_same_data(folder, prepared)
-    tokenizer = prepared.tokenizer
-    model.eval()
+    if model is not None and run is not None:
+        prompt = (run, *prompt)
+    if model is None and run is None:
+        raise UserError("Which model? Give a RUN (`lmxlab log list` shows them), or --model glassllm.")
+    source = _pretrained(model) if model is not None else _trained(str(run), runs)
+    prompt = prompt or ("\n",)
+    tokenizer = source.tokenizer
     starts = [tokenizer.encode(text) for text in prompt]
     if not all(starts) or not starts:
         raise UserError("The prompt is empty: give at least one character with --prompt.")
     sampler = Sampler(temperature, top_k, top_p, repetition_penalty, min_p)
     texts: list[Iterator[str]] = [
-        stream_text(model, tokenizer, start, max_tokens, sampler, stop_strings=stop, seed=seed, context=spec.seq_len)
+        stream_text(
+            source.model,
+            tokenizer,
+            start,
+            max_tokens,
+            sampler,
+            stop_tokens=source.stop_tokens,
+            stop_strings=stop,
+            seed=seed,
+            context=source.context,
+        )
         for start in starts
     ]
     if json:
         written = [{"prompt": before, "text": "".join(text)} for before, text in zip(prompt, texts, strict=True)]
-        out_json({"run": run} | (written[0] if len(written) == 1 else {"texts": written}))
+        out_json({"run": run if model is None else model} | (written[0] if len(written) == 1 else {"texts": written}))
         return
     first = next(texts[0], "")  # what cannot be is refused here, before anything is written
-    note(f"{spec.name}, seed {spec.seed}, trained on {spec.data.dataset}")
+    note(source.description)
     texts[0] = itertools.chain([first], texts[0])
     for before, text in zip(prompt, texts, strict=True):
         sys.stdout.write(before)
@@ -84,3 +111,41 @@ def generate(
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What continues texts: `stop_tokens` end one; `context` is how many tokens it was trained to see."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    context: int
+    stop_tokens: list[int]
+    description: str
+
+
+def _trained(run: str, runs: Path) -> _Source:
+    folder = find_run(run, runs)
+    spec, model = load_model(folder)
+    prepared = prepare(spec.data)
+    check_same_data(folder, prepared)
+    model.eval()
+    about = f"{spec.name}, seed {spec.seed}, trained on {spec.data.dataset}"
+    return _Source(model, prepared.tokenizer, spec.seq_len, [], about)
+
+
+def _pretrained(name: str) -> _Source:
+    kind, _, language = name.partition(":")
+    if kind == "glassllm":
+        model, own = load_glassllm(language or "en")
+        return _Source(model, own, model.config.block.max_seq_len, [], f"{name}, 0.85 M parameters")
+    fields = read_json(Path(name) / "config.json") if Path(name).is_dir() else {}
+    stored = fields.get("dtype", fields.get("torch_dtype"))
+    model, config = load_from_hf(name, dtype=mx.float32 if stored == "float32" else mx.float16)
+    model.eval()
+    tokenizer = load_tokenizer(name if fields else f"hf:{name}")
+    check_vocabulary(tokenizer, config.vocab_size)
+    end = fields.get("eos_token_id", getattr(tokenizer, "eos_token_id", None))
+    stop = [end] if isinstance(end, int) else list(end or [])
+    about = f"{name}, {model.count_parameters():,} parameters"
+    return _Source(model, tokenizer, config.block.max_seq_len, stop, about)

@@ -4,6 +4,7 @@ from lmxlab.data.batching import EvalBatches, TokenBatches, batch_iterator, eval
 from lmxlab.data.bpe import BPETokenizer
 from lmxlab.data.config import DataConfig, default_cache_dir
 from lmxlab.data.dataset import HFDataset, TextDataset, TokenDataset
+from lmxlab.data.glassllm import load_glassllm
 from lmxlab.data.prepare import PreparedData, describe, prepare
 from lmxlab.data.sources import DATASETS, Dataset, default_dataset, list_datasets
 from lmxlab.data.tokenizer import (
@@ -41,6 +42,7 @@ __all__ = [
     "describe",
     "eval_batches",
     "list_datasets",
+    "load_glassllm",
     "load_tokenizer",
     "prepare",
 ]
