@@ -16,35 +16,45 @@ from mlx.utils import tree_flatten
 
 from lmxlab.core import kernels
 from lmxlab.core.config import ModelConfig
-from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.convert import load_from_hf
-from lmxlab.models.export import export_model, hf_config_of, meaning
+from lmxlab.models.export import export_model, hf_config_of
 from lmxlab.models.families import FAMILIES
 from lmxlab.models.gpt import gpt2_config, gpt_tiny
-from lmxlab.models.llama import llama_config, llama_tiny
+from lmxlab.models.llama import llama_tiny
+from lmxlab.models.meaning import meaning
 
 from . import reload
-from .architectures import ARCHITECTURES, SIZE, TRAINED_TOKENS, build
+from .architectures import ARCHITECTURES, SIZE, build
 
 LENGTH = 12
-# Cases that mlx-lm does not compute as published: no windows in Mistral, Qwen 2, Qwen 3 and Gemma 2, GELU by erf in
-# Gemma. Of the others sizes are chosen so that it does: GPT-2 with d_ff = 4 d_model, and Gemma 3, whose embedding scale
-# sqrt(d_model) it rounds to bfloat16, 64 wide.
-NOT_AS_MLX_LM = {"mistral", "gemma", "gemma2", "window-dynamic-scaling"}
-CASES = {
-    name: config
-    for name, config in ARCHITECTURES.items()
-    if name in FAMILIES or name in ("gpt2", "qk-norm", "wide-heads") or name.endswith("-scaling")
-} | {
+# What mlx-lm computes as published. It has no windows in Mistral, Qwen 2, Qwen 3 and Gemma 2, GELU by erf in Gemma, no
+# untied GPT-2, no text-only Qwen 3.5. Sizes are chosen so that it does: GPT-2 with d_ff = 4 d_model, and Gemma 3, whose
+# embedding scale sqrt(d_model) it rounds to bfloat16, 64 wide.
+AS_MLX_LM = {
+    *("gpt2", "llama", "llama3-scaling", "linear-scaling", "dynamic-scaling", "yarn-scaling", "qk-norm", "wide-heads"),
+    *("qwen2", "qwen3", "qwen3_moe", "mixtral", "olmo2", "smollm3", "gemma2, all in reach", "gemma3", "mamba"),
+    *("llama, biases", "llama, untied"),
+}
+# Designs of ours with a family's name that no published class computes: sinusoids; Mamba and attention in turns.
+OURS = {"gpt_tiny", "gpt_10m", "gpt_30m", "gpt_small", "gpt_medium", "falcon_h1_tiny", "falcon_h1_10m"}
+
+
+def has_class(config: ModelConfig) -> bool:
+    try:
+        return bool(hf_config_of(config))
+    except UserError:
+        return False
+
+
+CASES = {name: config for name, config in ARCHITECTURES.items() if has_class(config())} | {
     "gpt2": lambda: gpt2_config(**SIZE | {"d_ff": 128}),
     "gemma3": lambda: resized(ARCHITECTURES["gemma3"](), d_model=64),
     "gemma2, all in reach": lambda: resized(ARCHITECTURES["gemma2"](), window_size=LENGTH),
     "llama, biases": lambda: resized(ARCHITECTURES["llama"](), bias=True),
     "llama, untied": lambda: dataclasses.replace(ARCHITECTURES["llama"](), tie_embeddings=False),
 }
-CASES = {name: config for name, config in CASES.items() if name != "gpt"}  # sinusoids are in no published class
 
 
 def resized(config: ModelConfig, **block: Any) -> ModelConfig:
@@ -62,7 +72,7 @@ def leaves(model: LanguageModel) -> dict[str, mx.array]:
 
 
 def published() -> list[str]:
-    return [name for family in FAMILIES.values() if family.hf for name in family.presets if "gpt_" not in name]
+    return [name for family in FAMILIES.values() if family.hf for name in family.presets if name not in OURS]
 
 
 @pytest.mark.parametrize("preset", published())
@@ -94,7 +104,7 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[
     for case, config in CASES.items():
         mx.random.seed(1)
         export_model(build(config()), root / case)
-        spec["folders"][str(root / case)] = case not in NOT_AS_MLX_LM
+        spec["folders"][str(root / case)] = case in AS_MLX_LM
     (root / "spec.json").write_text(json.dumps(spec))
     subprocess.run([sys.executable, reload.__file__, str(root / "spec.json")], check=True, capture_output=True)
     return root, x
@@ -110,9 +120,10 @@ def test_transformers_and_mlx_lm_compute_the_same_logits(
     model, _ = load_from_hf(str(root / case), dtype=mx.float32)
     ours = np.array(model(mx.array(x))[0])
     theirs = np.load(root / case / "reloaded.npz")
-    assert set(theirs) == ({"transformers"} if case in NOT_AS_MLX_LM else {"transformers", "mlx_lm"})
+    assert set(theirs) == ({"transformers", "mlx_lm"} if case in AS_MLX_LM else {"transformers"})
     for tool in theirs:
-        np.testing.assert_allclose(theirs[tool], ours, atol=2e-5, rtol=0, err_msg=tool)
+        np.testing.assert_allclose(theirs[tool], ours, atol=1e-4, rtol=0, err_msg=tool)
+        assert "qwen35" in case or np.abs(theirs[tool] - ours).max() < 2e-5, tool  # whose states sum up rounding
     assert ours.std() > 0.3
     again, _ = load_from_hf(str(root / case / "again"), dtype=mx.float32)
     assert all(mx.array_equal(a, b) for a, b in zip(leaves(model).values(), leaves(again).values(), strict=True))
@@ -128,16 +139,6 @@ def test_what_no_published_class_computes_is_refused(name: str, tmp_path: Path) 
 def test_the_reason_is_named() -> None:
     with pytest.raises(UserError, match=r"nearest is GPT2LMHeadModel, which has no embed_scale 8.0; no position 'sin"):
         hf_config_of(gpt_tiny())
-
-
-def test_configs_that_compute_the_same_mean_the_same() -> None:
-    plain = llama_tiny()
-    block = dataclasses.replace(plain.block, n_kv_heads=4, dropout=0.1, attention_bias=False, norm_placement="pre")
-    wide = dataclasses.replace(plain, block=block)
-    assert meaning(wide) == meaning(dataclasses.replace(plain, block=dataclasses.replace(block, attention="mha")))
-    assert meaning(wide) != meaning(plain)
-    scaled = llama_config(**SIZE, n_kv_heads=2, rope_scaling=RopeScaling("linear", 4.0, TRAINED_TOKENS))
-    assert meaning(scaled) != meaning(llama_config(**SIZE, n_kv_heads=2))
 
 
 def test_a_folder_is_replaced_only_when_asked_and_only_if_it_is_a_model(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Writing a model as a Hugging Face folder, which transformers, mlx-lm and `load_from_hf` load with equal logits."""
 
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,14 +8,13 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from lmxlab.core.config import BlockConfig, ModelConfig
-from lmxlab.core.fields import Derived
-from lmxlab.core.rope_scaling import RopeScaling
+from lmxlab.core.config import ModelConfig
 from lmxlab.errors import UserError
 from lmxlab.files import atomic_directory
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.convert import CONVERTERS, config_from_hf, shapes_of
 from lmxlab.models.hf_config import Converter
+from lmxlab.models.meaning import meaning
 from lmxlab.models.weight_files import INDEX
 from lmxlab.models.weight_map import some
 
@@ -101,63 +99,6 @@ def hf_config_of(config: ModelConfig) -> tuple[Converter, dict[str, Any]]:
     raise UserError(
         f"No published class of transformers computes what this config does, so it cannot be exported.{hint}"
     )
-
-
-def meaning(config: ModelConfig) -> dict[str, Any]:
-    """What the forward pass of a model in evaluation depends on, in one form for all configs that mean the same.
-
-    Dropout and extra prediction heads are training's; defaults are written out; what a component ignores is left out.
-    """
-    own: dict[str, Any] = {
-        "vocab_size": config.vocab_size,
-        "n_layers": config.n_layers,
-        "tie_embeddings": config.tie_embeddings,
-    }
-    own |= {"embed_scale": _number(config.embed_scale), "logit_softcap": config.logit_softcap}
-    if config.mup_base_width is not None and config.width_mult != 1:
-        own["mup_base_width"] = config.mup_base_width
-    template = _block_meaning(config.block)
-    own |= {name: template[name] for name in ("norm", "norm_eps", "norm_plus_one", "d_model", "bias")}
-    layers = [_block_meaning(config.get_block_config(i)) for i in range(config.n_layers)]
-    for name in sorted({name for layer in layers for name in layer}):
-        values = [layer.get(name) for layer in layers]
-        own[name] = values[0] if all(value == values[0] for value in values) else values
-    return own
-
-
-def _block_meaning(block: BlockConfig) -> dict[str, Any]:
-    fields = {f.name: getattr(block, f.name) for f in dataclasses.fields(block)}
-    for name in ("dropout", "pre_norm", "mup", "attention_bias", "output_bias", "attention_scale"):
-        del fields[name]
-    fields["norm_placement"] = block.effective_norm_placement
-    if block.attention == "mha":
-        fields |= {"attention": "gqa", "n_kv_heads": block.n_heads}
-    if block.attention == "none":
-        for name in ("n_heads", "n_kv_heads", "head_dim"):
-            del fields[name]
-    else:
-        output_bias = block.effective_attention_bias if block.output_bias is None else block.output_bias
-        fields |= {
-            "n_kv_heads": fields["n_kv_heads"] or block.n_heads,
-            "attention_bias": block.effective_attention_bias,
-        }
-        fields |= {"output_bias": output_bias, "attention_scale": block.effective_attention_scale}
-    if block.position != "rope":
-        del fields["rope_theta"], fields["rope_scaling"]
-    if block.norm != "layer_norm" and block.ffn == "none":
-        del fields["bias"]
-    if block.activation is None:
-        fields["activation"] = {"standard": "gelu", "gated": "silu"}.get(block.ffn)
-    return {name: _number(value) for name, value in fields.items() if value is not None}
-
-
-def _number(value: Any) -> Any:
-    """Without the last digits of a root that was taken and squared."""
-    if isinstance(value, Derived):
-        return int(value)
-    if isinstance(value, RopeScaling):
-        return dataclasses.replace(value, attention_factor=value.magnitude) if value.kind == "yarn" else value
-    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def _write_shards(folder: Path, arrays: Iterator[tuple[str, mx.array]], shard_bytes: int) -> None:
