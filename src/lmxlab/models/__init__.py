@@ -11,6 +11,7 @@ from lmxlab.models.llama import llama_7b, llama_13b, llama_config, llama_tiny
 from lmxlab.models.mistral import mistral_config, mistral_tiny
 from lmxlab.models.mixtral import mixtral_config, mixtral_tiny
 from lmxlab.models.olmo2 import olmo2_config, olmo2_tiny
+from lmxlab.models.peft import load_peft_adapters
 from lmxlab.models.qwen import qwen2_config, qwen2_tiny, qwen3_config, qwen3_tiny
 from lmxlab.models.qwen3_moe import qwen3_moe_config, qwen3_moe_tiny
 from lmxlab.models.smollm3 import smollm3_config, smollm3_tiny
@@ -39,6 +40,7 @@ __all__ = [
     "llama_config",
     "llama_tiny",
     "load_from_hf",
+    "load_peft_adapters",
     "mistral_config",
     "mistral_tiny",
     "mixtral_config",
