@@ -111,6 +111,7 @@ def test_building_draws_no_weight_before_it_is_needed() -> None:
         ("qwen2_7b", 7615.6),
         ("qwen3_0_6b", 596.0),
         ("qwen3_8b", 8190.7),
+        ("qwen3_next_80b_a3b", 79674.4),
         ("qwen35_9b", 8953.8),
         ("qwen35_27b", 26895.9),
         ("olmo2_7b", 7298.9),

@@ -20,6 +20,7 @@ from lmxlab.models import (
     olmo2,
     qwen,
     qwen3_moe,
+    qwen3_next,
     qwen35,
     smollm3,
 )
@@ -136,6 +137,19 @@ FAMILIES: dict[str, Family] = {
             "Mistral with 2 of 8 experts",
             mixtral.MIXTRAL,
             {"n_experts": 4, "d_ff": 168},
+        ),
+        Family(
+            "qwen3_next",
+            qwen3_next.qwen3_next_config,
+            qwen3_next.qwen3_next_tiny,
+            _presets(qwen3_next.qwen3_next_tiny, qwen3_next.qwen3_next_80b_a3b),
+            "Gated DeltaNet, every fourth layer gated attention, 10 of 512 experts and a shared one",
+            qwen3_next.QWEN3_NEXT,
+            {
+                **{"n_experts": 4, "top_k_experts": 2, "moe_d_ff": 112, "shared_expert_d_ff": 112},
+                **{"linear_n_key_heads": 2, "linear_n_value_heads": 4},
+                **{"linear_key_head_dim": 32, "linear_value_head_dim": 32},
+            },
         ),
         Family(
             "qwen35",
