@@ -47,11 +47,12 @@ def test_a_snapshot_takes_back_any_number_of_tokens(name: str, monkeypatch: pyte
     x, other = tokens(2, 20), tokens(2, 7)
     full, _ = model(x)
     _, cache = model(x[:, :12], cache=model.make_cache())
-    states = [entry.snapshot() for entry in cache]
+    held = [entry for entry in cache if entry is not None]  # some layers remember nothing
+    states = [entry.snapshot() for entry in held]
     for _ in range(2):
         model(other[:, :3], cache)
         model(other[:, 3:], cache)
-        for entry, state in zip(cache, states, strict=True):
+        for entry, state in zip(held, states, strict=True):
             entry.restore(state)
     logits, _ = model(x[:, 12:], cache)
     assert gap(logits, full[:, 12:]) <= 5e-5
@@ -64,10 +65,11 @@ def test_trimmed_tokens_leave_no_trace(name: str) -> None:
     full, _ = model(x)
     _, cache = model(x[:, :12], cache=model.make_cache())
     model(other, cache)
-    able = [entry.trimmable >= 3 for entry in cache]
-    assert [entry.trim(3) == 3 for entry in cache] == able
+    held = [entry for entry in cache if entry is not None]
+    able = [entry.trimmable >= 3 for entry in held]
+    assert [entry.trim(3) == 3 for entry in held] == able
     if all(able):
-        assert {entry.offset for entry in cache} == {12}
+        assert {entry.offset for entry in held} == {12}
         assert gap(model(x[:, 12:], cache)[0], full[:, 12:]) <= 5e-5
 
 

@@ -88,9 +88,9 @@ def falcon_h1_config(
 
 
 def falcon_h1_tiny() -> ModelConfig:
-    """For tests: Mamba-2, attention, both; 64 wide."""
+    """For tests: three layers of Mamba-2 and one of attention, 64 wide."""
     return falcon_h1_config(
-        "M*H",
+        "MMM*",
         vocab_size=256,
         d_model=64,
         n_heads=4,
