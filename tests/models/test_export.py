@@ -39,6 +39,7 @@ AS_MLX_LM = {
 }
 # Designs of ours with a family's name that no published class computes: sinusoids; Mamba and attention in turns.
 OURS = {"gpt_tiny", "gpt_10m", "gpt_30m", "gpt_small", "gpt_medium", "falcon_h1_tiny", "falcon_h1_10m"}
+OURS |= {"jamba_tiny", "jamba_10m"}
 
 
 def has_class(config: ModelConfig) -> bool:

@@ -216,6 +216,27 @@ FAMILIES: dict[str, Family] = {
             },
         ),
         Family(
+            "mamba",
+            mamba.mamba_config,
+            mamba.mamba_tiny,
+            _presets(
+                mamba.mamba_tiny, mamba.mamba_130m, mamba.mamba_370m, mamba.mamba_790m, mamba.mamba_1_4b,
+                mamba.mamba_2_8b,
+            ),
+            "Selective state-space mixers alone, a rate of decay for every channel and state",
+            mamba.MAMBA,
+            {"n_layers": 8},  # two for each block of attention and FFN (2312.00752, section 3.4)
+        ),
+        Family(
+            "mamba2",
+            mamba.mamba2_config,
+            mamba.mamba2_tiny,
+            _presets(mamba.mamba2_tiny, mamba.mamba2_130m, mamba.mamba2_780m, mamba.mamba2_2_7b),
+            "State-space mixers alone, a rate of decay for every head",
+            mamba.MAMBA2,
+            {"n_layers": 8, "mamba_head_dim": 32, "ssm_state_size": 32, "mamba_chunk_size": 32},
+        ),
+        Family(
             "jamba",
             jamba.jamba_config,
             jamba.jamba_tiny,
@@ -240,27 +261,6 @@ FAMILIES: dict[str, Family] = {
                 **{"shared_expert_d_ff": 256, "moe_routed_scaling_factor": 1.0, "moe_n_groups": 1},
                 "moe_topk_groups": 1,
             },
-        ),
-        Family(
-            "mamba",
-            mamba.mamba_config,
-            mamba.mamba_tiny,
-            _presets(
-                mamba.mamba_tiny, mamba.mamba_130m, mamba.mamba_370m, mamba.mamba_790m, mamba.mamba_1_4b,
-                mamba.mamba_2_8b,
-            ),
-            "Selective state-space mixers alone, a rate of decay for every channel and state",
-            mamba.MAMBA,
-            {"n_layers": 8},  # two for each block of attention and FFN (2312.00752, section 3.4)
-        ),
-        Family(
-            "mamba2",
-            mamba.mamba2_config,
-            mamba.mamba2_tiny,
-            _presets(mamba.mamba2_tiny, mamba.mamba2_130m, mamba.mamba2_780m, mamba.mamba2_2_7b),
-            "State-space mixers alone, a rate of decay for every head",
-            mamba.MAMBA2,
-            {"n_layers": 8, "mamba_head_dim": 32, "ssm_state_size": 32, "mamba_chunk_size": 32},
         ),
     )
 }  # fmt: skip
