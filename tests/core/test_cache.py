@@ -133,7 +133,7 @@ def test_a_quantised_cache_is_small_and_near(bits: int, error: float, size: floa
     assert packed < size * full
     assert cache.trim(6) == 6 and cache.keys.shape[2] == STEP_TOKENS - 1
     half = QuantizedKVCache(bits)
-    half.begin(keys.astype(mx.bfloat16), values.astype(mx.bfloat16))
+    half.update_and_fetch(keys.astype(mx.bfloat16), values.astype(mx.bfloat16))
     assert half.values.dtype == mx.bfloat16
 
 

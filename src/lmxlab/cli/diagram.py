@@ -50,7 +50,7 @@ def _branches(block: BlockConfig) -> list[str]:
     if block.attention != "none":
         branches.append((_placed(block, block.attention), _attention(block)))
     if block.ffn != "none":
-        branches.append((_placed(block, block.ffn), [f"d_ff {block.d_ff:,}", *_own_fields(block, "ffn")]))
+        branches.append((_placed(block, block.ffn), _ffn(block)))
     width = max((len(formula) for formula, _ in branches), default=0)
     return [f"{formula:<{width}}   {', '.join(details)}" for formula, details in branches]
 
@@ -66,12 +66,22 @@ def _placed(block: BlockConfig, branch: str) -> str:
     }[block.effective_norm_placement]
 
 
+def _ffn(block: BlockConfig) -> list[str]:
+    if block.n_experts is None:
+        return [f"d_ff {block.d_ff:,}", *_own_fields(block, "ffn")]
+    chosen = f"{block.top_k_experts} of {block.n_experts} experts of d_ff {block.moe_d_ff or block.d_ff:,}"
+    shown = ("n_experts", "moe_d_ff")
+    return [chosen, *(text for text in _own_fields(block, "ffn") if not text.startswith(shown))]
+
+
 def _attention(block: BlockConfig) -> list[str]:
     parts = []
-    if block.attention in ROTATED or block.attention == "mla":
+    if block.attention in ROTATED:
         kv = block.n_heads if block.attention == "mha" else block.effective_n_kv_heads
-        shared = f" on {kv}" if block.attention != "mla" and kv != block.n_heads else ""
+        shared = f" on {kv}" if kv != block.n_heads else ""
         parts.append(f"{block.n_heads} heads{shared} of {block.head_dim}")
+    elif block.attention == "mla":
+        parts.append(f"{block.n_heads} heads")
     parts += _own_fields(block, "attention")
     if block.position == "rope" and block.attention in ROTATED:
         scaling = f", {block.rope_scaling.kind} scaling" if block.rope_scaling else ""

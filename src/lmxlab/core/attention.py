@@ -105,10 +105,7 @@ class GQA(AttentionBase):
             if not rope.depends_on_length:
                 k = self._rotated(k, rope, offset, seq_len)
         kept = self.make_cache() if earlier is None else earlier
-        if earlier is None:
-            kept.begin(k, v)
-        else:
-            k, v = kept.update_and_fetch(k, v)
+        k, v = kept.update_and_fetch(k, v)
         if rope is not None and rope.depends_on_length:
             k = self._rotated(k, rope, seq_len - k.shape[2], seq_len)
         if self.config.temperature_floor is not None:

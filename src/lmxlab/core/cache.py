@@ -77,11 +77,7 @@ class KVCache(Cache):
         self._values: mx.array | None = None
         self._dropped = 0  # tokens before the first one in the buffers
         if keys is not None and values is not None:
-            self.begin(keys, values)
-
-    def begin(self, keys: mx.array, values: mx.array) -> None:
-        """Makes these the first tokens, without a copy: what a pass without a cache leaves behind."""
-        self._keys, self._values, self.offset = keys, values, keys.shape[2]
+            self.update_and_fetch(keys, values)
 
     @property
     def keys(self) -> mx.array | None:
@@ -99,6 +95,8 @@ class KVCache(Cache):
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Appends one or more tokens (B, n_kv_heads, T, head_dim) and returns all keys and values."""
+        if self._keys is None:
+            return self._begin(keys, values)
         start, self.offset = self.offset, self.offset + keys.shape[2]
         self._keys = write(self._keys, keys, start)
         self._values = write(self._values, values, start)
@@ -115,6 +113,11 @@ class KVCache(Cache):
 
     def __getitem__(self, index: int) -> mx.array | None:
         return (self.keys, self.values)[index]
+
+    def _begin(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """The first tokens are kept as they are: a pass that nothing follows, as in training, copies nothing."""
+        self._keys, self._values, self.offset = keys, values, keys.shape[2]
+        return keys, values
 
     def _seen(self, buffer: mx.array | None) -> mx.array | None:
         return None if buffer is None else buffer[:, :, : self.offset - self._dropped]
@@ -144,6 +147,8 @@ class WindowCache(KVCache):
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Appends tokens (B, n_kv_heads, T, head_dim); returns them and up to reach - 1 tokens before them."""
+        if self._keys is None:
+            return self._begin(keys, values)
         new, held = keys.shape[2], self.offset - self._dropped
         kept = self.reach - 1 + STEP_TOKENS
         if self._keys is not None and self._values is not None and held > kept and held + new > self._keys.shape[2]:
@@ -172,9 +177,6 @@ class QuantizedKVCache(KVCache):
         super().__init__()
         self.bits = bits
         self._packed: dict[str, mx.array] = {}
-
-    def begin(self, keys: mx.array, values: mx.array) -> None:
-        self.update_and_fetch(keys, values)
 
     @property
     def keys(self) -> mx.array | None:

@@ -67,10 +67,7 @@ class MLA(AttentionBase):
         q_nope, q_rope = self._queries(source, offset)
         latent, k_rope = self._latents(x, offset)
         kept = self.make_cache() if earlier is None else earlier
-        if earlier is None:
-            kept.begin(latent, k_rope)
-        else:
-            latent, k_rope = kept.update_and_fetch(latent, k_rope)
+        latent, k_rope = kept.update_and_fetch(latent, k_rope)
         n_queries, n_keys = x.shape[1], latent.shape[2]
         if kept.left_padding is not None:
             mask = hide_padding(mask, n_keys, n_queries, n_keys, kept.left_padding)
