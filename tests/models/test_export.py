@@ -16,9 +16,11 @@ from mlx.utils import tree_flatten
 
 from lmxlab.core import kernels
 from lmxlab.core.config import ModelConfig
+from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.convert import load_from_hf
+from lmxlab.models.deepseek import deepseek_config
 from lmxlab.models.export import export_model, hf_config_of
 from lmxlab.models.families import FAMILIES
 from lmxlab.models.gpt import gpt2_config, gpt_tiny
@@ -26,15 +28,17 @@ from lmxlab.models.llama import llama_tiny
 from lmxlab.models.meaning import meaning
 
 from . import reload
-from .architectures import ARCHITECTURES, SIZE, build
+from .architectures import ARCHITECTURES, LATENT, SIZE, build
 
 LENGTH = 12
+DEEPSEEK_YARN = RopeScaling("yarn", 4.0, 8, mscale=0.7, mscale_all_dim=0.7)
 # What mlx-lm computes as published. It has no windows in Mistral, Qwen 2, Qwen 3 and Gemma 2, GELU by erf in Gemma, no
-# untied GPT-2, no text-only Qwen 3.5. Sizes are chosen so that it does: GPT-2 with d_ff = 4 d_model, and Gemma 3, whose
-# embedding scale sqrt(d_model) it rounds to bfloat16, 64 wide.
+# untied GPT-2, no text-only Qwen 3.5, no DeepSeek-V2 without yarn. Sizes are chosen so that it does: GPT-2 with
+# d_ff = 4 d_model, and Gemma 3, whose embedding scale sqrt(d_model) it rounds to bfloat16, 64 wide.
 AS_MLX_LM = {
     *("gpt2", "llama", "llama3-scaling", "linear-scaling", "dynamic-scaling", "yarn-scaling", "qk-norm", "wide-heads"),
-    *("qwen2", "qwen3", "qwen3_moe", "mixtral", "olmo2", "smollm3", "gemma2, all in reach", "gemma3", "mamba"),
+    *("qwen2", "qwen3", "qwen3_moe", "mixtral", "deepseek, yarn", "deepseek_v3", "olmo2", "smollm3"),
+    *("gemma2, all in reach", "gemma3", "mamba"),
     *("llama, biases", "llama, untied"),
 }
 # Designs of ours with a family's name that no published class computes: sinusoids; Mamba and attention in turns.
@@ -53,6 +57,9 @@ CASES = {name: config for name, config in ARCHITECTURES.items() if has_class(con
     "gpt2": lambda: gpt2_config(**SIZE | {"d_ff": 128}),
     "gemma3": lambda: resized(ARCHITECTURES["gemma3"](), d_model=64),
     "gemma2, all in reach": lambda: resized(ARCHITECTURES["gemma2"](), window_size=LENGTH),
+    "deepseek, yarn": lambda: deepseek_config(
+        **SIZE, **LATENT, n_experts=4, top_k_experts=2, moe_d_ff=24, rope_scaling=DEEPSEEK_YARN
+    ),
     "llama, biases": lambda: resized(ARCHITECTURES["llama"](), bias=True),
     "llama, untied": lambda: dataclasses.replace(ARCHITECTURES["llama"](), tie_embeddings=False),
 }

@@ -40,7 +40,7 @@ class MLA(AttentionBase):
     def __init__(self, config: BlockConfig):
         super().__init__(config)
         n_heads, d_model, bias = config.n_heads, config.d_model, config.effective_attention_bias
-        nope, rope, v_dim, rank = self.nope, self.rope_dim, self.v_dim, self.rank = _sizes(config)
+        nope, rope, v_dim, rank = self.nope, self.rope_dim, self.v_dim, self.rank = sizes(config)
         if config.q_lora_rank is None:
             self.q_proj = Linear(d_model, n_heads * (nope + rope), bias=False)
         else:
@@ -51,7 +51,7 @@ class MLA(AttentionBase):
         self.kv_norm = _latent_norm(config, rank)
         self.kv_up = Linear(rank, n_heads * (nope + v_dim), bias=False)
         self.o_proj = Linear(n_heads * v_dim, d_model, bias=bias if config.output_bias is None else config.output_bias)
-        self.scale = _scale(config, nope + rope)
+        self.scale = scale_of(config, nope + rope)
         self.rotation = RoPE(config, dims=rope, interleaved=True) if rope else None
         # Absorbing costs a query more per key, computing keys and values costs once per key: up to here it pays.
         saved = 2 * rank - nope - v_dim
@@ -123,7 +123,7 @@ class MLA(AttentionBase):
 
     @classmethod
     def flops(cls, config: BlockConfig, seq_len: int) -> int:
-        nope, rope, v_dim, rank = _sizes(config)
+        nope, rope, v_dim, rank = sizes(config)
         width, heads = config.d_model, config.n_heads
         query = heads * (nope + rope)
         q_rank = config.q_lora_rank
@@ -134,19 +134,20 @@ class MLA(AttentionBase):
 
     @classmethod
     def cached_numbers(cls, config: BlockConfig) -> tuple[int, int]:
-        _, rope, _, rank = _sizes(config)
+        _, rope, _, rank = sizes(config)
         return rank + rope, 0
 
 
-def _sizes(config: BlockConfig) -> tuple[int, int, int, int]:
-    """Channels of the keys' own part, of their rotated part, of the values, and of the latent."""
+def sizes(config: BlockConfig) -> tuple[int, int, int, int]:
+    """With what is derived: channels of the keys' own part, of their rotated part, of the values, and of the latent."""
     head_dim = int(config.head_dim)
     rope = 2 * (head_dim // 4) if config.rope_dim is None else config.rope_dim
     assert config.kv_lora_rank is not None
     return config.qk_nope_head_dim or head_dim, rope, config.v_head_dim or head_dim, config.kv_lora_rank
 
 
-def _scale(config: BlockConfig, channels: int) -> float:
+def scale_of(config: BlockConfig, channels: int) -> float:
+    """What the scores of queries of so many channels are multiplied by."""
     scale = config.attention_scale or (1 / channels if config.mup else 1 / math.sqrt(channels))
     scaling = config.rope_scaling
     if scaling is None:

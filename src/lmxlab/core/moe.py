@@ -40,17 +40,18 @@ class MoEFFN(FFNBase):
 
     def __init__(self, config: BlockConfig, n_experts: int | None = None, top_k: int | None = None):
         super().__init__(config)
-        n_experts, top_k = n_experts or config.n_experts or N_EXPERTS, top_k or config.top_k_experts
+        own = self.settings(config)
+        n_experts, top_k = n_experts or own["n_experts"], top_k or own["top_k_experts"]
         check_experts(config, n_experts, top_k)
         self.router = Router(
             config,
             n_experts,
             top_k,
-            scores=config.router_scores or self.scores,
-            normalized=True if config.router_normalized is None else config.router_normalized,
-            balanced=self.balanced if config.router_balanced is None else config.router_balanced,
+            scores=own["router_scores"],
+            normalized=own["router_normalized"],
+            balanced=own["router_balanced"],
         )
-        self.experts = Experts(n_experts, self._expert_width(config), _d_ff(config), self._activation(config))
+        self.experts = Experts(n_experts, self._expert_width(config), own["moe_d_ff"], own["activation"])
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., d_model) -> the same."""
@@ -72,6 +73,19 @@ class MoEFFN(FFNBase):
         """Those of the router and of the experts that a token goes through."""
         expert = cls._network_flops(config, cls._expert_width(config), _d_ff(config))
         return 2 * config.d_model * (config.n_experts or N_EXPERTS) + config.top_k_experts * expert
+
+    @classmethod
+    def settings(cls, config: BlockConfig) -> dict[str, Any]:
+        """The fields of the config that a mixture reads, with what stands for those that are unset."""
+        return {
+            "n_experts": config.n_experts or N_EXPERTS,
+            "top_k_experts": config.top_k_experts,
+            "moe_d_ff": _d_ff(config),
+            "activation": cls._activation(config),
+            "router_scores": config.router_scores or cls.scores,
+            "router_normalized": True if config.router_normalized is None else config.router_normalized,
+            "router_balanced": cls.balanced if config.router_balanced is None else config.router_balanced,
+        }
 
     @classmethod
     def _activation(cls, config: BlockConfig) -> str:
@@ -109,7 +123,8 @@ class SharedExpertMoEFFN(MoEFFN):
         n_shared: int | None = None,
     ):
         super().__init__(config, n_experts, top_k)
-        self.shared = self._shared_expert(config.shared_expert_d_ff or _shared_width(config, n_shared))
+        own_width = None if n_shared is None else n_shared * _d_ff(config)
+        self.shared = self._shared_expert(own_width or self._shared_width(config))
         if config.shared_expert_gate:
             self.shared_gate = Linear(config.d_model, 1, bias=False)
 
@@ -121,9 +136,16 @@ class SharedExpertMoEFFN(MoEFFN):
 
     @classmethod
     def flops(cls, config: BlockConfig) -> int:
-        width = config.shared_expert_d_ff or _shared_width(config)
         gate = 2 * config.d_model if config.shared_expert_gate else 0
-        return super().flops(config) + cls._network_flops(config, config.d_model, width) + gate
+        return super().flops(config) + cls._network_flops(config, config.d_model, cls._shared_width(config)) + gate
+
+    @classmethod
+    def settings(cls, config: BlockConfig) -> dict[str, Any]:
+        return super().settings(config) | {"shared_expert_d_ff": cls._shared_width(config), "n_shared_experts": None}
+
+    @staticmethod
+    def _shared_width(config: BlockConfig) -> int:
+        return config.shared_expert_d_ff or (config.n_shared_experts or 1) * _d_ff(config)
 
 
 class LatentMoEFFN(MoEFFN):
@@ -144,7 +166,7 @@ class LatentMoEFFN(MoEFFN):
         latent = self._expert_width(config)
         self.compress = Linear(config.d_model, latent, bias=config.bias)
         self.down = Linear(latent, config.d_model, bias=config.bias)
-        self.shared = self._shared_expert(config.shared_expert_d_ff or config.d_ff)
+        self.shared = self._shared_expert(self._shared_width(config))
 
     def __call__(self, x: mx.array) -> mx.array:
         shared: mx.array = self.shared(x)
@@ -164,13 +186,17 @@ class LatentMoEFFN(MoEFFN):
     @classmethod
     def flops(cls, config: BlockConfig) -> int:
         projections = 2 * 2 * config.d_model * cls._expert_width(config)
-        shared = cls._network_flops(config, config.d_model, config.shared_expert_d_ff or config.d_ff)
+        shared = cls._network_flops(config, config.d_model, cls._shared_width(config))
         return super().flops(config) + projections + shared
+
+    @classmethod
+    def settings(cls, config: BlockConfig) -> dict[str, Any]:
+        return super().settings(config) | {"shared_expert_d_ff": cls._shared_width(config)}
+
+    @staticmethod
+    def _shared_width(config: BlockConfig) -> int:
+        return config.shared_expert_d_ff or config.d_ff
 
 
 def _d_ff(config: BlockConfig) -> int:
     return config.moe_d_ff or config.d_ff
-
-
-def _shared_width(config: BlockConfig, n_shared: int | None = None) -> int:
-    return (n_shared or config.n_shared_experts or 1) * _d_ff(config)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lmxlab.core.config import BlockConfig, ModelConfig
+from lmxlab.errors import UserError
 from lmxlab.models.deepseek import layered, v2_mixture, v3_mixture
 from lmxlab.models.experts import dense_layers, expert_rules
 from lmxlab.models.hf_config import Converter, HFConfig, block_from_hf, decoder_to_hf
@@ -53,6 +54,8 @@ def dense_from_hf(hf: HFConfig, sizes: tuple[int, int, int], **own: Any) -> Bloc
     for name in ("ep_size", "seq_aux", "aux_loss_alpha", "num_nextn_predict_layers", "num_mtp_layers"):
         hf.get(name, None)  # of training, and of layers that predict further tokens
     nope, rope, values = sizes
+    if hf.get("qk_rope_head_dim", rope) == 0:  # which no class computes, though we do
+        raise UserError(f"Unsupported value in a {hf.model_type} config: qk_rope_head_dim = 0")
     latent = {
         "kv_lora_rank": hf.get("kv_lora_rank", 512),
         "q_lora_rank": hf.get_or_off("q_lora_rank", 1536),

@@ -4,16 +4,25 @@ import dataclasses
 import math
 from typing import Any
 
-from lmxlab.core import deltanet, mamba2
+from lmxlab.core import deltanet, mamba2, mla
+from lmxlab.core.component_fields import ROTATES_ITSELF, ROUTED
 from lmxlab.core.config import BlockConfig, ModelConfig
+from lmxlab.core.ffn import ffn_registry
 from lmxlab.core.fields import Derived
 from lmxlab.core.mamba_options import MambaOptions, Multipliers
 from lmxlab.core.rope_scaling import RopeScaling
 
 # Of training, of how a thing is computed, or replaced by what they lead to.
 LEFT_OUT = (
-    *("dropout", "mamba_chunk_size", "mup"),
+    *("dropout", "mamba_chunk_size", "mup", "router_balance_step"),
     *("pre_norm", "attention_bias", "output_bias", "attention_scale", "mamba_expand"),
+)
+
+MIXTURES = ("moe", "shared_moe", "latent_moe")
+UNROUTED = (
+    *ROUTED,
+    *("n_shared_experts", "shared_expert_d_ff", "shared_expert_gate", "moe_latent_size", "top_k_experts"),
+    *("moe_routed_scaling_factor", "moe_n_groups", "moe_topk_groups"),
 )
 
 
@@ -60,9 +69,15 @@ def _block_meaning(block: BlockConfig) -> dict[str, Any]:
         fields |= dict(zip(names, deltanet.sizes(block), strict=True))
     if "mamba" in block.attention:
         fields |= _mamba_meaning(block)
-    if block.position != "rope":
+    if block.attention in ROTATES_ITSELF:
+        fields |= _latent_meaning(block)
+    elif block.position != "rope":
         del fields["rope_theta"], fields["rope_scaling"]
-    if block.activation is None:
+    if block.ffn in MIXTURES:
+        fields |= _mixture_meaning(block)
+    else:
+        fields |= dict.fromkeys(UNROUTED)
+    if block.activation is None and block.ffn not in MIXTURES:
         fields["activation"] = {"standard": "gelu", "gated": "silu"}.get(block.ffn)
     return {name: _number(value) for name, value in fields.items() if value is not None}
 
@@ -78,6 +93,22 @@ def _mamba_meaning(block: BlockConfig) -> dict[str, Any]:
     groups = options.norm_groups or block.mamba_n_groups
     options = dataclasses.replace(options, norm_groups=groups)
     return {"mamba_n_heads": heads, "mamba_head_dim": width, "mamba_options": options}
+
+
+def _latent_meaning(block: BlockConfig) -> dict[str, Any]:
+    nope, rope, values, _ = mla.sizes(block)
+    sizes = {"qk_nope_head_dim": nope, "rope_dim": rope, "v_head_dim": values, "head_dim": None, "n_kv_heads": None}
+    return sizes | {"attention_scale": mla.scale_of(block, nope + rope)}
+
+
+def _mixture_meaning(block: BlockConfig) -> dict[str, Any]:
+    mixture: Any = ffn_registry.get(block.ffn)
+    limited = block.moe_topk_groups < block.moe_n_groups
+    return mixture.settings(block) | {
+        "d_ff": None,  # read only where one of the widths is not given
+        "moe_n_groups": block.moe_n_groups if limited else 1,
+        "moe_topk_groups": block.moe_topk_groups if limited else 1,
+    }
 
 
 def _number(value: Any) -> Any:
