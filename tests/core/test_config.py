@@ -122,8 +122,8 @@ def test_a_model_that_cannot_work_is_refused(fields: dict[str, Any], message: st
         ({"kind": "linear", "factor": 0.5}, "factor is 0.5"),
         ({"kind": "yarn", "factor": 2.0}, "needs original_max_seq_len"),
         (
-            {"kind": "llama3", "factor": 2.0, "original_max_seq_len": 8, "low_freq_factor": 4.0},
-            "low_freq_factor < high_freq_factor",
+            {"kind": "llama3", "factor": 2.0, "original_max_seq_len": 8, "low_freq_factor": 5.0},
+            "low_freq_factor <= high_freq_factor",
         ),
     ],
 )

@@ -75,6 +75,16 @@ def test_rope_scores_depend_only_on_distance() -> None:
         (RopeScaling("linear", 4.0), {"rope_type": "linear", "factor": 4.0}),
         (RopeScaling("dynamic", 4.0, 64), {"rope_type": "dynamic", "factor": 4.0}),
         (
+            RopeScaling("llama3", 8.0, 32, low_freq_factor=1.0, high_freq_factor=1.0),
+            {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 1.0,
+                "original_max_position_embeddings": 32,
+            },
+        ),
+        (
             RopeScaling("llama3", 8.0, 32, low_freq_factor=1.0, high_freq_factor=4.0),
             {
                 "rope_type": "llama3",

@@ -15,6 +15,7 @@ from lmxlab.models.gemma import gemma2_config, gemma_config
 from lmxlab.models.gemma3 import gemma3_config
 from lmxlab.models.gpt import gpt2_config, gpt_config
 from lmxlab.models.llama import llama_config
+from lmxlab.models.llama4 import llama4_scout_config
 from lmxlab.models.mistral import mistral_config
 from lmxlab.models.mixtral import mixtral_config
 from lmxlab.models.olmo2 import olmo2_config
@@ -64,6 +65,16 @@ ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
     ),
     "l2-norm-temperature": lambda: _with(
         _llama(), rope_interleaved=True, qk_l2_norm=True, temperature_floor=4, temperature_scale=0.5
+    ),
+    "llama4": lambda: llama4_scout_config(
+        **SIZE | {"n_layers": 4},
+        n_kv_heads=2,
+        n_experts=4,
+        attention_chunk_size=5,
+        moe_every=2,
+        nope_every=2,
+        temperature_floor=4,
+        temperature_scale=0.5,
     ),
     "qwen2": lambda: qwen2_config(**SIZE, n_kv_heads=2),
     "qwen3": lambda: qwen3_config(**SIZE, n_kv_heads=2, head_dim=16),

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from lmxlab.errors import UnknownNameError
-from lmxlab.models import gemma, gemma3, gpt, llama, mistral, mixtral
+from lmxlab.models import gemma, gemma3, gpt, llama, llama4, mistral, mixtral
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.families import FAMILIES, resolve
 
@@ -70,6 +70,8 @@ def test_windows_are_where_they_were_published() -> None:
         ("deepseek_v2", 235.74),
         ("deepseek_v2_lite", 15.71),
         ("deepseek_v3_671b", 671.03),
+        ("llama4_scout_17b_16e", 107.77),
+        ("llama4_maverick_17b_128e", 400.71),
     ],
 )
 def test_a_preset_has_as_many_parameters_as_were_published(preset: str, billions: float) -> None:
@@ -99,6 +101,25 @@ def test_mixtral_is_what_the_api_says() -> None:
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="Unknown architecture 'lama'; did you mean 'llama'"):
         resolve("lama")
+
+
+def test_llama4_is_what_the_api_says_and_what_was_published() -> None:
+    config = llama4.llama4_scout_config()
+    layers = [config.get_block_config(i) for i in range(8)]
+    assert [layer.attention for layer in layers] == (["chunked_gqa"] * 3 + ["gqa"]) * 2
+    assert [layer.position for layer in layers] == (["rope"] * 3 + ["none"]) * 2
+    assert {(layer.ffn, layer.n_experts, layer.top_k_experts, layer.d_ff) for layer in layers} == {
+        ("shared_moe", 16, 1, 8192)
+    }
+    assert (config.block.attention_chunk_size, config.block.max_seq_len, config.vocab_size) == (8192, 65536, 202048)
+    assert llama4.llama4_maverick_config().block.n_experts == 128
+    scout, maverick = llama4.llama4_scout_17b_16e(), llama4.llama4_maverick_17b_128e()
+    assert scout.block.qk_l2_norm and not maverick.block.qk_l2_norm and maverick.block.rope_scaling is None
+    assert [maverick.get_block_config(i).ffn for i in range(4)] == ["gated", "shared_moe"] * 2
+    assert maverick.get_block_config(0).d_ff == 16384 and maverick.get_block_config(1).d_ff == 8192
+    tiny, fast = llama4.llama4_scout_tiny().block, llama4.llama4_maverick_tiny().block
+    assert (tiny.attention_chunk_size, tiny.n_experts, tiny.top_k_experts) == (16, 4, 2)
+    assert (fast.n_experts, fast.top_k_experts) == (8, 1)
 
 
 def test_tiny_configs_are_those_of_the_api() -> None:

@@ -77,6 +77,18 @@ DEEPSEEK = LLAMA | {
     "first_k_dense_replace": 1,
 }
 DEEPSEEK_YARN = ROPE["yarn"] | {"mscale": 0.7, "mscale_all_dim": 0.9}
+LLAMA4 = LLAMA | {
+    "num_hidden_layers": 4,
+    "head_dim": 8,
+    "intermediate_size": 24,
+    "intermediate_size_mlp": 40,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "interleave_moe_layer_step": 2,
+    "attention_chunk_size": 8,
+    "floor_scale": 4,
+    "attn_scale": 0.5,
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", GPT2),
     "gpt2, exact gelu, wide ffn, untied": (
@@ -128,6 +140,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"n_group": 1, "topk_group": 1, "norm_topk_prob": False, "first_k_dense_replace": 2}
         | {"q_lora_rank": None, "rope_parameters": DEEPSEEK_YARN},
     ),
+    "llama4": ("llama4_text", LLAMA4),
+    "llama4, as Scout": (
+        "llama4_text",
+        LLAMA4
+        | {"interleave_moe_layer_step": 1, "rope_parameters": ROPE["llama3"] | {"high_freq_factor": 1.0}}
+        | {"tie_word_embeddings": True, "head_dim": 16, "num_experts_per_tok": 1},
+    ),
+    "llama4, as Maverick": (
+        "llama4_text",
+        LLAMA4 | {"use_qk_norm": False, "num_experts_per_tok": 1, "attention_bias": True},
+    ),
+    "llama4, other layers": (
+        "llama4_text",
+        LLAMA4
+        | {"no_rope_layers": [0, 1, 1, 0], "moe_layers": [0, 3], "attn_temperature_tuning": False}
+        | {"layer_types": ["chunked_attention", "full_attention", "chunked_attention", "full_attention"]},
+    ),
     "mixtral": ("mixtral", LLAMA | {"num_local_experts": 4}),
     "mixtral, every expert, a window": (
         "mixtral",
@@ -163,7 +192,7 @@ CASES |= state_space.CASES | delta_hybrids.CASES
 
 GREEDY = [
     *("gpt2", "llama", "llama, rope llama3", "llama, rope yarn", "mistral, window", "qwen2", "qwen3", "olmo2"),
-    *("qwen3_moe", "mixtral", "deepseek_v2", "deepseek_v3"),
+    *("qwen3_moe", "mixtral", "deepseek_v2", "deepseek_v3", "llama4", "llama4, as Scout"),
     *("smollm3", "gemma", "gemma2", "gemma3"),
     *state_space.GREEDY,
     *delta_hybrids.GREEDY,

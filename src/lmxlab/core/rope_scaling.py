@@ -52,9 +52,9 @@ class RopeScaling:
                 f"rope scaling {self.kind!r} needs original_max_seq_len, the trained context length in tokens; "
                 f"it is {self.original_max_seq_len}"
             )
-        if self.kind == "llama3" and not self.high_freq_factor > self.low_freq_factor > 0:
+        if self.kind == "llama3" and not self.high_freq_factor >= self.low_freq_factor > 0:
             raise UserError(
-                f"rope scaling needs 0 < low_freq_factor < high_freq_factor; "
+                f"rope scaling needs 0 < low_freq_factor <= high_freq_factor; "
                 f"they are {self.low_freq_factor} and {self.high_freq_factor}"
             )
 
@@ -108,6 +108,8 @@ def _llama3_ramp(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
     """1 where a frequency is kept, 0 where it is divided by the factor."""
     assert scaling.original_max_seq_len is not None
     turns = scaling.original_max_seq_len * plain / (2 * math.pi)
+    if scaling.high_freq_factor == scaling.low_freq_factor:  # Llama 4: no ramp, a step
+        return (turns > scaling.low_freq_factor).astype(np.float64)
     ramp = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     return np.clip(ramp, 0.0, 1.0)
 

@@ -21,7 +21,7 @@ from lmxlab.models.families import FAMILIES, Family
 LAB_LAYERS = 4
 LAB_WIDTH = 128
 LAB_HEAD_DIM = 32
-LAB_WINDOWS = 4  # a sliding window is this part of the context
+LAB_WINDOWS = 4  # a sliding window, or a chunk, is this part of the context
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ def _lab_size(family: Family, vocab_size: int, seq_len: int) -> ModelConfig:
         "tie_embeddings": True,
         # Published windows are longer than the context here: they would change nothing.
         "window_size": max(2, seq_len // LAB_WINDOWS),
+        "attention_chunk_size": max(2, seq_len // LAB_WINDOWS),
         "global_every": LAB_LAYERS,
         **family.lab,
     }

@@ -8,6 +8,12 @@ from lmxlab.models.gemma3 import gemma3_config, gemma3_tiny
 from lmxlab.models.generate import generate, stream_generate
 from lmxlab.models.gpt import gpt_config, gpt_medium, gpt_small, gpt_tiny
 from lmxlab.models.llama import llama_7b, llama_13b, llama_config, llama_tiny
+from lmxlab.models.llama4 import (
+    llama4_maverick_config,
+    llama4_maverick_tiny,
+    llama4_scout_config,
+    llama4_scout_tiny,
+)
 from lmxlab.models.mistral import mistral_config, mistral_tiny
 from lmxlab.models.mixtral import mixtral_config, mixtral_tiny
 from lmxlab.models.olmo2 import olmo2_config, olmo2_tiny
@@ -35,6 +41,10 @@ __all__ = [
     "gpt_medium",
     "gpt_small",
     "gpt_tiny",
+    "llama4_maverick_config",
+    "llama4_maverick_tiny",
+    "llama4_scout_config",
+    "llama4_scout_tiny",
     "llama_7b",
     "llama_13b",
     "llama_config",

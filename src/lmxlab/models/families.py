@@ -15,6 +15,7 @@ from lmxlab.models import (
     gpt,
     jamba,
     llama,
+    llama4,
     mamba,
     mistral,
     mixtral,
@@ -261,6 +262,18 @@ FAMILIES: dict[str, Family] = {
                 **{"shared_expert_d_ff": 256, "moe_routed_scaling_factor": 1.0, "moe_n_groups": 1},
                 "moe_topk_groups": 1,
             },
+        ),
+        Family(
+            "llama4",
+            llama4.llama4_scout_config,
+            llama4.llama4_scout_tiny,
+            _presets(
+                llama4.llama4_scout_tiny, llama4.llama4_maverick_tiny, llama4.llama4_scout_17b_16e,
+                llama4.llama4_maverick_17b_128e,
+            ),
+            "LLaMA in chunks, one of 16 experts beside a shared one, every fourth layer global without rotation",
+            llama4.LLAMA4,
+            {"n_experts": 4, "d_ff": 168},
         ),
     )
 }  # fmt: skip
