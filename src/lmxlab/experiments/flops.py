@@ -8,7 +8,6 @@ and the embedding look-up are not counted.
 from typing import TYPE_CHECKING, cast
 
 from lmxlab.errors import UserError
-from lmxlab.models.flops import forward_flops_per_token
 
 if TYPE_CHECKING:
     from lmxlab.core.config import ModelConfig
@@ -29,6 +28,8 @@ def estimate_flops_per_token(model_config: "ModelConfig", seq_len: int | None = 
     """
     if model_config.mtp_n_predict:
         raise UserError("FLOPs of multi-token prediction heads are not known: set mtp_n_predict to 0")
+    from lmxlab.models.flops import forward_flops_per_token  # it needs MLX, which reading results does not
+
     return forward_flops_per_token(model_config, seq_len)
 
 
