@@ -55,7 +55,9 @@ def check_whole(file: Path) -> None:
         size = file.stat().st_size
         with file.open("rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
-            header: dict[str, Any] = json.loads(opened.read(min(length, size)))
+            if length > size:
+                raise ValueError(length)
+            header: dict[str, Any] = json.loads(opened.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     except (struct.error, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{file} cannot be read as safetensors: its header is damaged; download it again") from None
