@@ -97,6 +97,10 @@ VARIANTS = {
     "gated relu2": {"ffn": "gated_relu2"},
     "no attention": {"attention": "none"},
     "no ffn": {"ffn": "none"},
+    "sparse": {
+        **{"attention": "sparse_gqa", "n_kv_heads": 2, "sparse_compress_ratio": 5},
+        **{"sparse_select_k": 2, "window_size": 4},
+    },
     "output gate": {"attention": "gqa", "n_kv_heads": 2, "output_gate": True},
     "learned positions": {"position": "learned"},
     "rope": {"position": "rope"},

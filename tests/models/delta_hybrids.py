@@ -68,6 +68,7 @@ DELTA = {"attention": "gated_deltanet", "position": "none"}
 ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
     "gated-deltanet": lambda: _decoder(**DELTA, use_short_conv=True),
     "gated-deltanet-grouped": lambda: _decoder(**DELTA, linear_n_key_heads=2, linear_n_value_heads=6),
+    "sparse": lambda: _decoder(attention="sparse_gqa", sparse_compress_ratio=3, sparse_select_k=2, window_size=4),
     "output-gate": lambda: _decoder(output_gate=True, partial_rotary_factor=0.5),
     "qwen3_next": lambda: _steady(
         qwen3_next_config(

@@ -10,6 +10,7 @@ from lmxlab.core import cache as caches
 from lmxlab.core import kernels
 from lmxlab.core.deltanet import GatedDeltaNet
 from lmxlab.core.router import routers
+from lmxlab.core.sparse_attention import SparseGQA
 from lmxlab.models.base import LanguageModel
 
 from .architectures import ARCHITECTURES, build, gap, tokens
@@ -99,8 +100,8 @@ def test_the_dtype_is_kept_and_everything_is_finite(name: str, dtype: mx.Dtype) 
 
 
 def _rounding_gap(model: LanguageModel, a: mx.array, b: mx.array) -> float:
-    """The largest gap; the median of the tokens' where a rounding may send one of them to another expert."""
-    if not routers(model):
+    """The largest gap; the median of the tokens' where a rounding may send one to another expert or block."""
+    if not routers(model) and not any(isinstance(block.attention, SparseGQA) for block in model.blocks):
         return gap(a, b)
     per_token = mx.abs(a.astype(mx.float32) - b.astype(mx.float32)).max(axis=-1)
     return float(mx.sort(per_token.reshape(-1))[per_token.size // 2])

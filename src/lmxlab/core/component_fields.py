@@ -8,7 +8,7 @@ from typing import Any
 from lmxlab.errors import UserError
 
 # Attention whose q and k the block's rope rotates.
-ROTATED = ("mha", "gqa", "sliding_window_gqa", "chunked_gqa", "gqa_mamba2")
+ROTATED = ("mha", "gqa", "sliding_window_gqa", "chunked_gqa", "sparse_gqa", "gqa_mamba2")
 
 # What those read, and of it what says how the block's rope is used.
 SOFTMAX = ("output_gate", "rope_interleaved", "qk_l2_norm", "temperature_floor")
@@ -26,7 +26,7 @@ READS: dict[str, dict[str, tuple[str, ...]]] = {
         "sliding_window_gqa": (*SOFTMAX, "window_size"),
         "chunked_gqa": (*SOFTMAX, "attention_chunk_size"),
         "mla": LATENT,
-        "sparse_gqa": ("sparse_compress_ratio", "sparse_select_k", "window_size"),
+        "sparse_gqa": ("sparse_compress_ratio", "sparse_select_k", "window_size", "rope_interleaved"),
         "gated_deltanet": (
             *("use_short_conv", "linear_n_key_heads", "linear_n_value_heads"),
             *("linear_key_head_dim", "linear_value_head_dim"),

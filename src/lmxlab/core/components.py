@@ -8,7 +8,9 @@ from lmxlab.core.mamba2 import Mamba2
 from lmxlab.core.mla import MLA
 from lmxlab.core.moe import LatentMoEFFN, MoEFFN, SharedExpertMoEFFN
 from lmxlab.core.parallel_mixer import GQAMamba2
+from lmxlab.core.sparse_attention import SparseGQA
 
+attention_registry.register("sparse_gqa", SparseGQA)
 attention_registry.register("gated_deltanet", GatedDeltaNet)
 attention_registry.register("mamba1", Mamba1)
 attention_registry.register("mamba2", Mamba2)
