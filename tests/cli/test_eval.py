@@ -126,6 +126,8 @@ def test_a_folder_of_hugging_face_is_asked_too_unless_its_tokenizer_is_another_m
     done = cli("eval", there, "--tasks", "mine", "--include-path", "tasks", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["context"] == 32 and not (there / "evals").exists()
+    small = cli("eval", "glassllm", "--tasks", "mine", "--include-path", "tasks", "--json")
+    assert small.code == 0 and json.loads(small.out)["run"] == "glassllm", small.err
     done = cli("eval", there)
     assert done.code == 2 and "no validation split: give --tasks" in done.err
     BPETokenizer.train(["".join(map(chr, range(32, 1000))) * 9], vocab_size=400).save(there / "tokenizer.json")

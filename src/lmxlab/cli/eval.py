@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
-from lmxlab.cli.loaded import Loaded, hf_fields, load
+from lmxlab.cli.loaded import Loaded, is_pretrained, pretrained, trained
 from lmxlab.cli.options import RUNS, Json, Runs, option
 from lmxlab.cli.render import MISSING, duration, note, number, out, out_json, table
 from lmxlab.cli.runs import find_run
@@ -26,7 +26,9 @@ def register(app: SubcommandApp, arguments: list[str]) -> None:
 def evaluate(
     run: Annotated[
         Positional[str],
-        option("A run's folder, or its name in `lmxlab log list`; with --tasks also a Hugging Face folder.", "RUN"),
+        option(
+            "A run's folder, or its name in `lmxlab log list`; with --tasks also glassllm or a model's folder.", "RUN"
+        ),
     ],
     /,
     *,
@@ -63,7 +65,7 @@ def evaluate(
         options: dict[str, Any] = {"limit": limit, "num_fewshot": fewshot, "max_new_tokens": max_new_tokens}
         _tasks(run, runs, names, options | {"include_path": include_path, "seed": seed}, json)
         return
-    if hf_fields(Path(run)) is not None:
+    if is_pretrained(run):
         raise UserError(f"{run!r} is no run, so it has no validation split: give --tasks, such as --tasks lmxlab.")
     _validation_split(run, runs, max_tokens, json)
 
@@ -102,14 +104,13 @@ def _validation_split(run: str, runs: Path, max_tokens: int | None, json: bool) 
 def _tasks(run: str, runs: Path, names: list[str], options: dict[str, Any], json: bool) -> None:
     from lmxlab.eval.harness import harness_model, run_tasks
 
-    loaded = load(run, runs)
-    ids = {"bos_id": loaded.bos_id, "stop_ids": loaded.stop_ids}
-    lm = harness_model(loaded.model, loaded.tokenizer, max_length=loaded.context, **ids)
-    note(f"asking {loaded.name} {', '.join(names)} ...")
+    loaded = pretrained(run) if is_pretrained(run) else trained(run, runs)
+    lm = harness_model(loaded.model, loaded.tokenizer, max_length=loaded.context, stop_ids=loaded.stop_tokens)
+    note(f"asking {loaded.description}: {', '.join(names)} ...")
     start = time.perf_counter()
     found = run_tasks(lm, names, **options)
     report = {
-        "run": str(loaded.run.path) if loaded.run else loaded.name,
+        "run": str(loaded.run.path) if loaded.run else run,
         "results": _metrics(found),
         "options": {"tasks": names, **options},
         "context": loaded.context,

@@ -3,28 +3,18 @@
 import itertools
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
-import mlx.core as mx
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
+from lmxlab.cli.loaded import pretrained, trained
 from lmxlab.cli.options import RUNS, Json, Runs, option
 from lmxlab.cli.render import note, out_json
-from lmxlab.cli.runs import find_run
-from lmxlab.data import prepare
-from lmxlab.data.glassllm import load_glassllm
-from lmxlab.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from lmxlab.errors import UserError
 from lmxlab.experiments.spec import check_seed
-from lmxlab.experiments.stored import check_same_data, load_model
-from lmxlab.models.base import LanguageModel
-from lmxlab.models.convert import load_from_hf
 from lmxlab.models.sampling import Sampler
 from lmxlab.models.text import stream_text
-from lmxlab.models.weight_files import read_json
 
 
 def register(app: SubcommandApp, arguments: list[str]) -> None:
@@ -77,7 +67,7 @@ def generate(
         prompt = (run, *prompt)
     if model is None and run is None:
         raise UserError("Which model? Give a RUN (`lmxlab log list` shows them), or --model glassllm.")
-    source = _pretrained(model) if model is not None else _trained(str(run), runs)
+    source = pretrained(model) if model is not None else trained(str(run), runs)
     prompt = prompt or ("\n",)
     tokenizer = source.tokenizer
     starts = [tokenizer.encode(text) for text in prompt]
@@ -111,41 +101,3 @@ def generate(
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What continues texts: `stop_tokens` end one; `context` is how many tokens it was trained to see."""
-
-    model: LanguageModel
-    tokenizer: Tokenizer
-    context: int
-    stop_tokens: list[int]
-    description: str
-
-
-def _trained(run: str, runs: Path) -> _Source:
-    folder = find_run(run, runs)
-    spec, model = load_model(folder)
-    prepared = prepare(spec.data)
-    check_same_data(folder, prepared)
-    model.eval()
-    about = f"{spec.name}, seed {spec.seed}, trained on {spec.data.dataset}"
-    return _Source(model, prepared.tokenizer, spec.seq_len, [], about)
-
-
-def _pretrained(name: str) -> _Source:
-    kind, _, language = name.partition(":")
-    if kind == "glassllm":
-        model, own = load_glassllm(language or "en")
-        return _Source(model, own, model.config.block.max_seq_len, [], f"{name}, 0.85 M parameters")
-    fields = read_json(Path(name) / "config.json") if Path(name).is_dir() else {}
-    stored = fields.get("dtype", fields.get("torch_dtype"))
-    model, config = load_from_hf(name, dtype=mx.float32 if stored == "float32" else mx.float16)
-    model.eval()
-    tokenizer = load_tokenizer(name if fields else f"hf:{name}")
-    check_vocabulary(tokenizer, config.vocab_size)
-    end = fields.get("eos_token_id", getattr(tokenizer, "eos_token_id", None))
-    stop = [end] if isinstance(end, int) else list(end or [])
-    about = f"{name}, {model.count_parameters():,} parameters"
-    return _Source(model, tokenizer, config.block.max_seq_len, stop, about)
