@@ -2,7 +2,7 @@
 
     python benchmarks/speculative.py [--width 512 --layers 12 --steps 300 --tokens 256 --rounds 5]
 
-Target and drafter are trained in the script on the same text, then plain and speculative decoding take turns on the same
+Target and drafter are trained in the script on one text, then plain and speculative decoding take turns on the same
 prompts, greedy and at temperature 0.8. The bar is 1.3x, with the distribution unchanged
 (tests/inference/test_speculative.py holds it to that); greedy texts are compared here.
 """
