@@ -115,16 +115,6 @@ def float_weight(layer: nn.Module, dtype: mx.Dtype) -> mx.array:
     )
 
 
-def effective_weight(layer: nn.Module, dtype: mx.Dtype) -> mx.array:
-    """The matrix that a linear layer multiplies by, (out, in) in `dtype`, whatever it is made of.
-
-    For code that needs the matrix itself (MLA absorbs one into another): `layer.weight` is packed in a quantised layer,
-    and not the whole of it in one with an adapter.
-    """
-    merged = getattr(layer, "merged_weight", None)
-    return float_weight(layer, dtype) if merged is None else merged().astype(dtype)
-
-
 def freeze_all_but_adapters(model: nn.Module) -> None:
     """Leaves only lora_A, lora_B and lora_magnitude trainable."""
     model.freeze()
