@@ -31,6 +31,7 @@ NOT_MIRRORED = {
     "experiments/test_exports.py",
     "experiments/test_tracking_writers.py",
     "models/test_cache_laws.py",
+    "models/test_adapters.py",
     "models/test_parity.py",
     "models/test_properties.py",
     "training/test_adapters.py",
