@@ -30,6 +30,7 @@ from lmxlab.experiments.stored import build_model, check_same_run, read_result
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
 from lmxlab.files import atomic_write, to_json
 from lmxlab.models.base import LanguageModel
+from lmxlab.training.expert_load import ExpertLoadMonitor
 from lmxlab.training.run_folder import RunFolder
 from lmxlab.training.trainer import NonFiniteLoss, Trainer
 
@@ -123,7 +124,8 @@ def _train(
     model = build_model(spec)
     scorer = Scorer(model, prepared.token_bytes)
     recorder = Recorder(spec, folder, curve, scorer, clock, observer, stop)
-    trainer = Trainer(model, spec.optim, callbacks=[recorder], checkpointer=recorder.checkpoint)
+    loads = ExpertLoadMonitor(model, spec.optim.log_interval)
+    trainer = Trainer(model, spec.optim, callbacks=[loads, recorder], checkpointer=recorder.checkpoint)
     checkpoint = folder.latest_checkpoint()
     if checkpoint is not None:
         trainer.restore(checkpoint)
