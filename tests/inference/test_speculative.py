@@ -41,6 +41,8 @@ TARGETS = {name: ARCHITECTURES[name] for name in ("llama", "gpt2", "gemma3", "ch
     "recurrent": lambda: layers(RECURRENT, RECURRENT),
     "hybrid": lambda: layers(RECURRENT, ATTENTION, RECURRENT),
 }
+# Dynamic rope scaling goes by the length of a pass, so that passes of several tokens are not single steps.
+EVERY_KIND = TARGETS | {name: config for name, config in ARCHITECTURES.items() if "dynamic" not in name}
 
 
 @pytest.mark.parametrize("drafter", ["llama", "recurrent"])
@@ -69,9 +71,9 @@ class Alternating:
         return Draft(mx.array([[(token + i % 3 // 2) % 61 for i, token in enumerate(right)]], mx.int32), None)
 
 
-@pytest.mark.parametrize("name", sorted(TARGETS))
+@pytest.mark.parametrize("name", sorted(EVERY_KIND))
 def test_drafts_that_are_right_in_part_are_taken_back_in_part(name: str) -> None:
-    target, prompt = build(TARGETS[name]()), tokens(1, 5)
+    target, prompt = build(EVERY_KIND[name]()), tokens(1, 5)
     expected = generate(target, prompt, 24, temperature=0.0)
     out, rates = speculative_decode(target, Alternating(expected[0].tolist(), 61), prompt, 24, 5)
     assert out.tolist() == expected.tolist()
