@@ -3,6 +3,7 @@
 from lmxlab.inference.beam_search import beam_search
 from lmxlab.inference.budget import BudgetRow, Meter, budget_table, compare_at_budget
 from lmxlab.inference.drafters import Drafter, ModelDrafter, PromptLookupDrafter
+from lmxlab.inference.mtp_drafter import MTPDrafter
 from lmxlab.inference.refine import Critique, Refinement, model_critique, refine
 from lmxlab.inference.reward_model import RewardModel
 from lmxlab.inference.sampling import best_of_n, majority_vote
@@ -13,6 +14,7 @@ __all__ = [
     "BudgetRow",
     "Critique",
     "Drafter",
+    "MTPDrafter",
     "Meter",
     "ModelDrafter",
     "PromptLookupDrafter",
