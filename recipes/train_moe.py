@@ -33,7 +33,7 @@ class Options:
     balance_step: float = 1e-2
     """How far the balancing biases of `shared_moe` move in a step."""
     steps: int = 150
-    batch_size: int = 16
+    batch_size: int = 8
     seq_len: int = 64
     learning_rate: float = 3e-3
     seed: int = 0
