@@ -85,8 +85,8 @@ def hf_config_of(config: ModelConfig) -> tuple[Converter, dict[str, Any]]:
     asked = meaning(config)
     nearest: tuple[str, list[str]] | None = None
     for converter in CONVERTERS.values():
-        fields = converter.to_hf(config)
         try:
+            fields = converter.to_hf(config)
             found = meaning(config_from_hf({"model_type": converter.model_type, **json.loads(json.dumps(fields))}))
         except UserError:
             continue

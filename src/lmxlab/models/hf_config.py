@@ -87,7 +87,7 @@ class Converter:
         config: its config.json -> our config; every field is read, or refused by name.
         to_hf: our config -> the fields of a config.json that mean it, without model_type and architectures. What it
             makes of a config of another family need not be right: a folder is written only if `config` makes the same
-            config of it again (see `export`).
+            config of it again (see `export`). A UserError says that the class cannot express it, either.
         rules: how the weights are named and laid out: see `weight_map`; a function where that depends on the config.
         prefix: what newer files put before some of their names (GPT-2: "transformer."); the rules are without it.
         ignored: pattern of names that the file may have and the model has not, such as heads that only training used.

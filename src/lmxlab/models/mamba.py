@@ -172,6 +172,8 @@ def config_from_mamba(hf: HFConfig) -> ModelConfig:
 def config_from_mamba2(hf: HFConfig) -> ModelConfig:
     """The config of a Mamba2ForCausalLM."""
     options = _given(conv_bias=hf.get("use_conv_bias", True), **dt_limits(hf))
+    inner = hf.get("num_heads", 128) * hf.get("head_dim", 64)
+    hf.refuse_unless(intermediate_size=inner)  # follows from the heads
     block = _block_from_hf(
         hf,
         "mamba2",
@@ -248,6 +250,8 @@ def mamba2_to_hf(config: ModelConfig) -> dict[str, Any]:
         head_dim=width,
         n_groups=block.mamba_n_groups,
         chunk_size=block.mamba_chunk_size,
+        intermediate_size=heads * width,  # this one and the rank are for mlx-lm
+        time_step_rank=math.ceil(block.d_model / 16),
         time_step_limit=dt_limits_to_hf(block.mamba_options or MambaOptions()),
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.core.deltanet import sizes
+from lmxlab.errors import UserError
 from lmxlab.models.experts import dense_layers, expert_rules
 from lmxlab.models.hf_config import Converter, HFConfig, decoder
 from lmxlab.models.llama import LLAMA_LAYER, QK_NORM, llama_rules
@@ -125,7 +126,9 @@ def config_from_qwen3_next(hf: HFConfig) -> ModelConfig:
 def qwen3_next_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The config.json of a Qwen3NextForCausalLM."""
     dense = dense_layers(config)
-    sparse = next((config.get_block_config(i) for i in range(config.n_layers) if i not in dense), config.block)
+    if len(dense) == config.n_layers:
+        raise UserError("A Qwen3NextForCausalLM has experts; this config has none")
+    sparse = next(config.get_block_config(i) for i in range(config.n_layers) if i not in dense)
     return qwen35_to_hf(config) | {
         "num_experts": sparse.n_experts,
         "num_experts_per_tok": sparse.top_k_experts,
