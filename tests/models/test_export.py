@@ -33,9 +33,9 @@ from .architectures import ARCHITECTURES, LATENT, SIZE, build
 LENGTH = 12
 DEEPSEEK_YARN = RopeScaling("yarn", 4.0, 8, mscale=0.7, mscale_all_dim=0.7)
 # What mlx-lm computes as published. It has no windows in Mistral, Qwen 2, Qwen 3 and Gemma 2, GELU by erf in Gemma, no
-# untied GPT-2, no text-only Qwen 3.5 and Llama 4, no DeepSeek-V2 without yarn, one group in Mamba-2, and other logits for
-# Falcon-H1 and for Jamba with experts. Sizes are chosen so that it does: GPT-2 with d_ff = 4 d_model, and Gemma 3, whose
-# embedding scale sqrt(d_model) it rounds to bfloat16, 64 wide.
+# untied GPT-2, no text-only Qwen 3.5 and Llama 4, no DeepSeek-V2 without yarn, one group in Mamba-2, and other logits
+# for Falcon-H1 and for Jamba with experts. Sizes are chosen so that it does: GPT-2 with d_ff = 4 d_model, and Gemma 3,
+# whose embedding scale sqrt(d_model) it rounds to bfloat16, 64 wide.
 AS_MLX_LM = {
     *("gpt2", "llama", "llama3-scaling", "linear-scaling", "dynamic-scaling", "yarn-scaling", "qk-norm", "wide-heads"),
     *("qwen2", "qwen3", "qwen3_moe", "mixtral", "deepseek, yarn", "deepseek_v3", "olmo2", "smollm3"),
