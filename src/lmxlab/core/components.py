@@ -5,6 +5,7 @@ from lmxlab.core.deltanet import GatedDeltaNet
 from lmxlab.core.ffn import ffn_registry
 from lmxlab.core.mamba1 import Mamba1
 from lmxlab.core.mamba2 import Mamba2
+from lmxlab.core.mamba3 import Mamba3
 from lmxlab.core.mla import MLA
 from lmxlab.core.moe import LatentMoEFFN, MoEFFN, SharedExpertMoEFFN
 from lmxlab.core.parallel_mixer import GQAMamba2
@@ -14,6 +15,7 @@ attention_registry.register("sparse_gqa", SparseGQA)
 attention_registry.register("gated_deltanet", GatedDeltaNet)
 attention_registry.register("mamba1", Mamba1)
 attention_registry.register("mamba2", Mamba2)
+attention_registry.register("mamba3", Mamba3)
 attention_registry.register("gqa_mamba2", GQAMamba2)
 attention_registry.register("mla", MLA)
 ffn_registry.register("moe", MoEFFN)

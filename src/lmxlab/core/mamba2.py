@@ -62,8 +62,8 @@ class Mamba2(AttentionBase):
         if padding is not None:
             mixed = mx.where(padding[..., None], 0, mixed)
         mixed, tail = self.conv(mixed, cache["tail"])
-        y, state = self._recur(mixed, self._dt(dt, padding), cache["state"])
-        cache.advance(x.shape[1], tail=tail, state=state)
+        y, arrays = self._recur(x, mixed, self._dt(dt, padding), cache)
+        cache.advance(x.shape[1], tail=tail, **arrays)
         return self.o_proj(self.norm(y, z)), cache
 
     def make_cache(self) -> RecurrentCache:
@@ -89,24 +89,38 @@ class Mamba2(AttentionBase):
             dt = mx.clip(dt, self.options.dt_min, self.options.dt_max)
         return dt if padding is None else mx.where(padding[..., None], 0.0, dt)
 
-    def _recur(self, mixed: mx.array, dt: mx.array, state: mx.array | None) -> tuple[mx.array, mx.array]:
-        """x, B and C side by side, step sizes, state -> y (B, T, inner) float32, state."""
-        batch, length, _ = mixed.shape
+    def _recur(
+        self, inputs: mx.array, mixed: mx.array, dt: mx.array, cache: RecurrentCache
+    ) -> tuple[mx.array, dict[str, mx.array]]:
+        """The layer's inputs, x, B and C side by side, step sizes -> y (B, T, inner) float32, arrays for the cache."""
+        x, b, c = self._parts(mixed)
+        y, state = self._scan(x * dt[..., None], -mx.exp(self.A_log) * dt, b, c, cache["state"])
+        return self._with_skip(y, x), {"state": state}
+
+    def _parts(self, mixed: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """x (B, T, H, P), B and C (B, T, G, N), in float32."""
         groups, channels = self.config.mamba_n_groups, self.config.ssm_state_size
-        shared = groups * channels
-        x, b, c = mx.split(mixed.astype(mx.float32), [self.n_heads * self.head_dim, -shared], axis=-1)
-        x = x.reshape(batch, length, self.n_heads, self.head_dim)
-        b, c = (a.reshape(batch, length, groups, channels) for a in (b, c))
+        inner, shared = self.n_heads * self.head_dim, groups * channels
+        x, b, c = mx.split(mixed.astype(mx.float32), [inner, -shared], axis=-1)
+        x = x.reshape(*x.shape[:2], self.n_heads, self.head_dim)
+        return x, b.reshape(*b.shape[:2], groups, channels), c.reshape(*c.shape[:2], groups, channels)
+
+    def _scan(
+        self, u: mx.array, log_decay: mx.array, b: mx.array, c: mx.array, state: mx.array | None
+    ) -> tuple[mx.array, mx.array]:
+        """`ssd`, or one step of it, from a state or from none."""
+        batch, length, heads, width = u.shape
         if state is None:
-            state = mx.zeros((batch, groups, channels, self.n_heads // groups * self.head_dim))
-        inputs = (x * dt[..., None], -mx.exp(self.A_log) * dt, b, c, state)
+            state = mx.zeros((batch, b.shape[2], b.shape[3], heads // b.shape[2] * width))
         if length == 1:
-            y, state = ssd_step(*inputs)
-        else:
-            run = functools.partial(ssd, chunk=self.config.mamba_chunk_size)
-            # The (chunk x chunk) matrices of a layer are large: they are computed again for the backward pass.
-            y, state = (mx.checkpoint(run) if self.training else run)(*inputs)
-        return (y + self.D[:, None] * x).reshape(batch, length, -1), state
+            return ssd_step(u, log_decay, b, c, state)
+        run = functools.partial(ssd, chunk=self.config.mamba_chunk_size)
+        # The (chunk x chunk) matrices of a layer are large: they are computed again for the backward pass.
+        y, state = (mx.checkpoint(run) if self.training else run)(u, log_decay, b, c, state)
+        return y, state
+
+    def _with_skip(self, y: mx.array, x: mx.array) -> mx.array:
+        return (y + self.D[:, None] * x).reshape(*x.shape[:2], -1)
 
     @classmethod
     def flops(cls, config: BlockConfig, seq_len: int) -> int:
