@@ -40,7 +40,7 @@ def build(flags: dict[str, bool]) -> Mamba3:
 
 
 def by_hand(layer: Mamba3, inputs: mx.array) -> np.ndarray:
-    """y before the gate, (T, H, P): h_t = alpha_t h_{t-1} + beta_t B_{t-1} x_{t-1} + gamma_t B_t x_t, y_t = Re C_t* h_t.
+    """y (T, H, P): h_t = alpha_t h_{t-1} + beta_t B_{t-1} x_{t-1} + gamma_t B_t x_t, y_t = Re C_t* h_t.
 
     States 2n and 2n + 1 are the real and imaginary part of one; where nothing turns, theta is 0.
     """

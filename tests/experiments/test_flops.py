@@ -83,6 +83,8 @@ def test_a_dense_model_by_hand():
     assert estimate_flops_per_token(config) == 3 * (projections + attention + feed_forward) + 2 * 48 * 65
 
 
+MAMBA2 = {"mamba_head_dim": 24, "ssm_state_size": 8, "mamba_n_groups": 2, "mamba_chunk_size": 8}
+MAMBA3 = {"mamba_trapezoidal": True, "mamba_bc_norm": True, "mamba_complex_a": True}
 VARIANTS = {
     "mha": {},
     "mha ignores n_kv_heads": {"n_kv_heads": 2},
@@ -105,6 +107,12 @@ VARIANTS = {
     "learned positions": {"position": "learned"},
     "rope": {"position": "rope"},
     "alibi": {"position": "alibi"},
+    "mamba1": {"attention": "mamba1", "position": "none", "ssm_state_size": 8},
+    "mamba2": {"attention": "mamba2", "position": "none", **MAMBA2},
+    "mamba2, an incomplete chunk": {"attention": "mamba2", "position": "none", **MAMBA2, "mamba_chunk_size": 9},
+    "mamba3": {"attention": "mamba3", "position": "none", **MAMBA2, **MAMBA3},
+    "mamba3, trapezoidal": {"attention": "mamba3", "position": "none", **MAMBA2, "mamba_trapezoidal": True},
+    "attention beside mamba2": {"attention": "gqa_mamba2", "n_kv_heads": 2, "position": "rope", **MAMBA2},
     "rms norm, no bias": {"norm": "rms_norm", "bias": False},
 }
 

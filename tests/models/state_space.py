@@ -1,5 +1,6 @@
 """Cases of state-space models and their hybrids for test_parity, and architectures for test_properties."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -129,6 +130,14 @@ HYBRID: dict[str, Any] = {
     **{"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48, "max_seq_len": 40},
     **{"mamba_n_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "mamba_n_groups": 2, "mamba_chunk_size": 5},
 }
+
+
+def _mamba3(**flags: bool) -> ModelConfig:
+    config = mamba2_config(**SIZE, mamba_head_dim=16, ssm_state_size=8, mamba_n_groups=2, mamba_chunk_size=5)
+    block = dataclasses.replace(config.block, attention="mamba3", **flags)  # type: ignore[arg-type]
+    return dataclasses.replace(config, block=block)
+
+
 ROUTED: dict[str, Any] = {"n_experts": 8, "top_k_experts": 2, "moe_d_ff": 24, "shared_expert_d_ff": 40}
 ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
     "jamba": lambda: jamba_config(**HYBRID, n_layers=4, mixer="mamba1", attn_offset=2, moe_offset=1, n_experts=4),
@@ -140,6 +149,8 @@ ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
     "nemotron-wide-experts": lambda: nemotron3_config(
         "ME*", **HYBRID, **ROUTED, moe_latent_size=None, moe_n_groups=1, moe_topk_groups=1
     ),
+    "mamba3": lambda: _mamba3(mamba_trapezoidal=True, mamba_bc_norm=True, mamba_complex_a=True),
+    "mamba3-trapezoidal": lambda: _mamba3(mamba_trapezoidal=True),
     "falcon-h1": lambda: falcon_h1_config("HH", **HYBRID, multipliers=Multipliers(1.2, 0.9, 0.8, 1.1, 0.7, 1.3)),
     "falcon-h1-layers": lambda: falcon_h1_config("M*", **HYBRID),
     "mamba": lambda: mamba_config(**SIZE, ssm_state_size=6),

@@ -12,6 +12,9 @@ from lmxlab.core.lora import (
     merge_lora,
     save_lora_adapters,
 )
+from lmxlab.core.mamba1 import Mamba1
+from lmxlab.core.mamba2 import Mamba2
+from lmxlab.core.mamba3 import Mamba3
 from lmxlab.core.mla import MLA
 from lmxlab.core.moe import MoEFFN, SharedExpertMoEFFN
 from lmxlab.core.norm import layer_norm, rms_norm
@@ -30,6 +33,9 @@ __all__ = [
     "GatedFFN",
     "LoRALinear",
     "LoRAQuantizedLinear",
+    "Mamba1",
+    "Mamba2",
+    "Mamba3",
     "MoEFFN",
     "ModelConfig",
     "Registry",

@@ -21,7 +21,7 @@ class GatedGroupNorm(nn.Module):
 
     def __call__(self, y: mx.array, z: mx.array) -> mx.array:
         """y (..., channels) float32 and z (..., channels) -> (..., channels) in z's dtype."""
-        gate = kernels.silu(z.astype(mx.float32))
+        gate = nn.silu(z.astype(mx.float32))
         if self.placement == "none":
             return (y * gate).astype(z.dtype)
         if self.placement == "after_gate":

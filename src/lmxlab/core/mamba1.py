@@ -71,7 +71,7 @@ class Mamba1(AttentionBase):
         u, b, c = (a.astype(mx.float32) for a in (mixed, b, c))
         y, state = selective_scan(u, dt, -mx.exp(self.A_log), b, c, state, checkpoint=self.training)
         cache.advance(x.shape[1], tail=tail, state=state)
-        y = (y + self.D * u) * kernels.silu(z.astype(mx.float32))
+        y = (y + self.D * u) * nn.silu(z.astype(mx.float32))
         return self.o_proj(y.astype(x.dtype)), cache
 
     def make_cache(self) -> RecurrentCache:

@@ -14,9 +14,9 @@ from lmxlab.errors import UserError
 class Mamba3(Mamba2):
     """Mamba-2 with what the flags of the config switch on; without any it is Mamba-2.
 
-    - `mamba_trapezoidal`: h_t = alpha_t h_{t-1} + (1 - lambda_t) dt_t alpha_t B_{t-1} x_{t-1}^T + lambda_t dt_t B_t x_t^T
-      with alpha_t = exp(dt_t A) and lambda_t a projection of the input, through a sigmoid: a mixture of both ends of
-      the step, the earlier one being that of token t - 1.
+    - `mamba_trapezoidal`: h_t = alpha_t h_{t-1} + (1 - s_t) dt_t alpha_t B_{t-1} x_{t-1}^T + s_t dt_t B_t x_t^T with
+      alpha_t = exp(dt_t A) and s_t a projection of the input, through a sigmoid: a mixture of both ends of the step,
+      the earlier one being that of token t - 1.
     - `mamba_complex_a`: A becomes A + i theta_t with projected angles theta_t, one for each pair of neighbouring states
       and group. A pair turns by dt_t theta_t at each token, which is computed by turning B and C back by the sum of all
       angles so far.
