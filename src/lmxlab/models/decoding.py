@@ -12,7 +12,7 @@ from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel, check_tokens, evaluating
 from lmxlab.models.sampling import Keys, Sampler
 
-PREFILL_TOKENS = 512
+PREFILL_TOKENS = 256  # 512 holds twice the scores for no more speed (benchmarks/decode.py)
 CONTEXTS = ("error", "window", "extend")
 
 
