@@ -1,9 +1,11 @@
 """What a step does to the state of a model that the optimizer knows nothing of: the balance of its experts."""
 
 import dataclasses
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 from tiny_lm import tiny_config
 
 from lmxlab.core.router import expert_load, routers
@@ -70,3 +72,21 @@ def test_evaluation_moves_nothing() -> None:
     after = [router.balance_bias for _, router in routers(model)]
     moved = max(float(mx.abs(new - mx.array(old)).max()) for old, new in zip(before, after, strict=True))
     assert 0.0099 < moved < 0.0101
+
+
+def test_a_restored_run_goes_on_with_the_same_biases(tmp_path: Path) -> None:
+    whole, first, second = (model_with_experts() for _ in range(3))
+    batches = [batch(seed, 4) for seed in range(4)]
+    straight, begun, resumed = (Trainer(model, tiny_config()) for model in (whole, first, second))
+    for one in batches:
+        straight.train_step(one)
+    for one in batches[:2]:
+        begun.train_step(one)
+    begun.save(tmp_path / "c")
+    resumed.restore(tmp_path / "c")
+    assert biases(second) == biases(first)
+    for one in batches[2:]:
+        resumed.train_step(one)
+    assert biases(second) == biases(whole)
+    for ours, theirs in zip(tree_flatten(second.parameters()), tree_flatten(whole.parameters()), strict=True):
+        assert mx.array_equal(ours[1], theirs[1]), ours[0]

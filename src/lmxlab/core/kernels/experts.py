@@ -77,12 +77,16 @@ def count_choices(indices: mx.array, n_experts: int) -> mx.array:
 
 def to_rows(x: mx.array, plan: Plan) -> mx.array:
     """(N, D) tokens -> (S, D) rows."""
+    if plan.spans is None:
+        return mx.repeat(x, plan.slots.shape[1], axis=0)
     rows: mx.array = (_to_rows_forward if is_exact() else _to_rows)(x, plan.sources, plan.slots)
     return rows
 
 
 def from_rows(rows: mx.array, weights: mx.array, plan: Plan) -> mx.array:
     """Rows (S, D) back to tokens (N, D), each the sum of its K rows times weights (N, K)."""
+    if plan.spans is None:
+        return (weights[:, None].astype(rows.dtype) @ rows.reshape(*weights.shape, -1))[:, 0]
     combine = _from_rows_forward if is_exact() else _from_rows
     out: mx.array = combine(rows, weights, plan.slots, plan.choices)
     return out
