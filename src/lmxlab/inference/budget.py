@@ -211,18 +211,19 @@ def tree(
     sampler: Sampler | None = None,
     block_tokens: int = 8,
     n_children: int = 4,
-    per_block: int = 4,
+    per_block: int = 1,
     exploration: float = 1.0,
     stop_tokens: Sequence[int] | None = None,
 ) -> Method:
-    """As many simulations of `tree_search` as the budget allows."""
+    """As many simulations of `tree_search` as the budget allows, `per_block` from each start of a walk."""
 
     def method(model: Any, prompt: mx.array, keys: Keys) -> Iterator[mx.array]:
         options: dict[str, Any] = {"block_tokens": block_tokens, "n_children": n_children, "exploration": exploration}
         options |= {"max_tokens": max_tokens, "rule": "puct", "stop_tokens": stop_tokens, "keys": keys}
         options["per_block"] = per_block
         for result in simulations(model, prompt, value_fn, sampler or Sampler(), **options):
-            yield result.text
+            if result.done:  # a beginning is no answer
+                yield result.text
 
     return method
 
