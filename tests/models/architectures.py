@@ -11,6 +11,7 @@ from lmxlab.core.config import ModelConfig
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.deepseek import deepseek_config, deepseek_v3_config
+from lmxlab.models.deepseek_v32 import deepseek_v32_config
 from lmxlab.models.gemma import gemma2_config, gemma_config
 from lmxlab.models.gemma3 import gemma3_config
 from lmxlab.models.gpt import gpt2_config, gpt_config
@@ -88,6 +89,9 @@ ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
     "deepseek": lambda: deepseek_config(**SIZE, **LATENT, n_experts=4, top_k_experts=2, moe_d_ff=24),
     "deepseek_v3": lambda: deepseek_v3_config(
         **SIZE, **LATENT, n_experts=8, top_k_experts=2, moe_n_groups=4, moe_topk_groups=2, moe_d_ff=24
+    ),
+    "deepseek_v32": lambda: deepseek_v32_config(
+        **SIZE, **LATENT, n_experts=4, top_k_experts=2, moe_d_ff=24, index_n_heads=8, index_head_dim=12, index_top_k=5
     ),
     "mla": lambda: _with(_llama(), attention="mla", position="none", kv_lora_rank=12, q_lora_rank=20, rope_dim=4),
     "mla, nothing rotates": lambda: _with(_llama(), attention="mla", position="none", kv_lora_rank=12, rope_dim=0),

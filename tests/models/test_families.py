@@ -70,6 +70,7 @@ def test_windows_are_where_they_were_published() -> None:
         ("deepseek_v2", 235.74),
         ("deepseek_v2_lite", 15.71),
         ("deepseek_v3_671b", 671.03),
+        ("deepseek_v32_exp", 671.88),
         ("llama4_scout_17b_16e", 107.77),
         ("llama4_maverick_17b_128e", 400.71),
     ],

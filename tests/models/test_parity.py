@@ -77,6 +77,13 @@ DEEPSEEK = LLAMA | {
     "first_k_dense_replace": 1,
 }
 DEEPSEEK_YARN = ROPE["yarn"] | {"mscale": 0.7, "mscale_all_dim": 0.9}
+DEEPSEEK_V32 = DEEPSEEK | {
+    "n_group": 4,
+    "topk_group": 2,
+    "index_n_heads": 8,
+    "index_head_dim": 12,
+    "index_topk": 9,
+}
 LLAMA4 = LLAMA | {
     "num_hidden_layers": 4,
     "head_dim": 8,
@@ -134,6 +141,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"q_lora_rank": None, "rope_parameters": DEEPSEEK_YARN, "attention_bias": True},
     ),
     "deepseek_v3": ("deepseek_v3", DEEPSEEK | {"n_group": 4, "topk_group": 2}),
+    "deepseek_v32": ("deepseek_v32", DEEPSEEK_V32),
+    "deepseek_v32, few tokens seen, yarn, another layer dense": (
+        "deepseek_v32",
+        DEEPSEEK_V32
+        | {"index_topk": 4, "rope_parameters": DEEPSEEK_YARN, "mlp_layer_types": ["sparse", "dense", "sparse"]},
+    ),
     "deepseek_v3, no groups, plain queries, yarn, all dense but one": (
         "deepseek_v3",
         DEEPSEEK
@@ -192,7 +205,7 @@ CASES |= state_space.CASES | delta_hybrids.CASES
 
 GREEDY = [
     *("gpt2", "llama", "llama, rope llama3", "llama, rope yarn", "mistral, window", "qwen2", "qwen3", "olmo2"),
-    *("qwen3_moe", "mixtral", "deepseek_v2", "deepseek_v3", "llama4", "llama4, as Scout"),
+    *("qwen3_moe", "mixtral", "deepseek_v2", "deepseek_v3", "deepseek_v32", "llama4", "llama4, as Scout"),
     *("smollm3", "gemma", "gemma2", "gemma3"),
     *state_space.GREEDY,
     *delta_hybrids.GREEDY,

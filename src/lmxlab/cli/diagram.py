@@ -5,7 +5,7 @@ import string
 import textwrap
 
 from lmxlab.core.attention import attention_registry
-from lmxlab.core.component_fields import READS, ROTATED
+from lmxlab.core.component_fields import READS, ROTATED, ROTATES_ITSELF
 from lmxlab.core.config import BlockConfig, ModelConfig
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
@@ -80,7 +80,7 @@ def _attention(block: BlockConfig) -> list[str]:
         kv = block.n_heads if block.attention == "mha" else block.effective_n_kv_heads
         shared = f" on {kv}" if kv != block.n_heads else ""
         parts.append(f"{block.n_heads} heads{shared} of {block.head_dim}")
-    elif block.attention == "mla":
+    elif block.attention in ROTATES_ITSELF:
         parts.append(f"{block.n_heads} heads")
     parts += _own_fields(block, "attention")
     if block.position == "rope" and block.attention in ROTATED:

@@ -15,7 +15,7 @@ SOFTMAX = ("output_gate", "rope_interleaved", "qk_l2_norm", "temperature_floor")
 OF_ROPE = ("rope_interleaved", "qk_l2_norm")
 # What latent attention reads; it rotates a part of its own, so that the block has no rope.
 LATENT = ("kv_lora_rank", "q_lora_rank", "rope_dim", "qk_nope_head_dim", "v_head_dim")
-ROTATES_ITSELF = ("mla",)
+ROTATES_ITSELF = ("mla", "dsa")
 # What every mixture of experts reads.
 ROUTED = ("n_experts", "moe_d_ff", "router_scores", "router_normalized", "router_balanced", "router_scales_input")
 
@@ -26,6 +26,7 @@ READS: dict[str, dict[str, tuple[str, ...]]] = {
         "sliding_window_gqa": (*SOFTMAX, "window_size"),
         "chunked_gqa": (*SOFTMAX, "attention_chunk_size"),
         "mla": LATENT,
+        "dsa": (*LATENT, "index_n_heads", "index_head_dim", "index_top_k"),
         "sparse_gqa": ("sparse_compress_ratio", "sparse_select_k", "window_size", "rope_interleaved"),
         "gated_deltanet": (
             *("use_short_conv", "linear_n_key_heads", "linear_n_value_heads"),

@@ -2,6 +2,7 @@
 
 from lmxlab.core.attention import attention_registry
 from lmxlab.core.deltanet import GatedDeltaNet
+from lmxlab.core.dsa import DSA
 from lmxlab.core.ffn import ffn_registry
 from lmxlab.core.mamba1 import Mamba1
 from lmxlab.core.mamba2 import Mamba2
@@ -18,6 +19,7 @@ attention_registry.register("mamba2", Mamba2)
 attention_registry.register("mamba3", Mamba3)
 attention_registry.register("gqa_mamba2", GQAMamba2)
 attention_registry.register("mla", MLA)
+attention_registry.register("dsa", DSA)
 ffn_registry.register("moe", MoEFFN)
 ffn_registry.register("shared_moe", SharedExpertMoEFFN)
 ffn_registry.register("latent_moe", LatentMoEFFN)

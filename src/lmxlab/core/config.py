@@ -44,6 +44,7 @@ class BlockConfig:
         qk_l2_norm: each head's q and k are divided by their root mean square after the rotation (Llama 4).
         temperature_floor, temperature_scale: queries grow with their position: see `attention.query_temperature`.
         kv_lora_rank, q_lora_rank, rope_dim, qk_nope_head_dim, v_head_dim: see `mla.MLA`.
+        index_n_heads, index_head_dim, index_top_k: see `dsa.DSA`.
         moe_n_groups, moe_topk_groups: neighbouring experts form groups; a token chooses within its best groups.
         moe_routed_scaling_factor: on the weights of the routed experts.
         router_scores, router_normalized, router_balanced: see `router.Router`; None: as the FFN says.
@@ -138,6 +139,9 @@ class BlockConfig:
     shared_expert_gate: bool = field(default=False, kw_only=True)
     qk_nope_head_dim: int | None = field(default=None, kw_only=True)
     v_head_dim: int | None = field(default=None, kw_only=True)
+    index_n_heads: int | None = field(default=None, kw_only=True)
+    index_head_dim: int | None = field(default=None, kw_only=True)
+    index_top_k: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -9,6 +9,7 @@ from lmxlab.errors import UnknownNameError
 from lmxlab.models import (
     deepseek,
     deepseek_hf,
+    deepseek_v32,
     falcon,
     gemma,
     gemma3,
@@ -132,6 +133,12 @@ FAMILIES: dict[str, Family] = {
             "latent attention, a shared expert and 8 of 256, balanced by a bias",
             deepseek_hf.DEEPSEEK_V3,
             deepseek.LAB | {"n_experts": 4, "top_k_experts": 2, "moe_d_ff": 112},
+        ),
+        Family(
+            "deepseek_v32", deepseek_v32.deepseek_v32_config, deepseek_v32.deepseek_v32_tiny,
+            _presets(deepseek_v32.deepseek_v32_tiny, deepseek_v32.deepseek_v32_exp),
+            "DeepSeek-V3 that reads the tokens that an indexer chooses",
+            deepseek_v32.DEEPSEEK_V32, deepseek_v32.LAB,
         ),
         Family(
             "mixtral",
@@ -267,10 +274,8 @@ FAMILIES: dict[str, Family] = {
             "llama4",
             llama4.llama4_scout_config,
             llama4.llama4_scout_tiny,
-            _presets(
-                llama4.llama4_scout_tiny, llama4.llama4_maverick_tiny, llama4.llama4_scout_17b_16e,
-                llama4.llama4_maverick_17b_128e,
-            ),
+            _presets(llama4.llama4_scout_tiny, llama4.llama4_maverick_tiny, llama4.llama4_scout_17b_16e,
+                     llama4.llama4_maverick_17b_128e),
             "LLaMA in chunks, one of 16 experts beside a shared one, every fourth layer global without rotation",
             llama4.LLAMA4,
             {"n_experts": 4, "d_ff": 168},
