@@ -34,11 +34,11 @@ def test_a_quantised_model_runs_and_equals_its_dequantised_self(
     mode: str, bits: int, group_size: int, tied: bool
 ) -> None:
     model = model_of(tied)
-    norm, embedding = model.blocks[0].attn_norm, model.embed.weight
+    norm, embedding, count = model.blocks[0].attn_norm, model.embed.weight, model.count_parameters()
     assert quantize_model(model, bits, group_size, mode) == []
     assert isinstance(model.embed, nn.QuantizedEmbedding) and model.embed.mode == mode
     assert isinstance(model.blocks[1].ffn.down, nn.QuantizedLinear) and model.blocks[1].ffn.down.bits == bits
-    assert model.blocks[0].attn_norm is norm
+    assert model.blocks[0].attn_norm is norm and model.count_parameters() == count
     logits, nats = model(X)[0], model.nats(X, X)
     assert logits.dtype == mx.float32 and model.embed(X).shape == (2, 4, 128)
     expected = nn.losses.cross_entropy(logits, X, reduction="none")

@@ -18,6 +18,7 @@ from lmxlab.core.config import ModelConfig
 from lmxlab.data import DataConfig, prepare
 from lmxlab.errors import UserError
 from lmxlab.experiments.designs import adapt, find_design
+from lmxlab.experiments.finetune import LoRAConfig, pretrained_tokenizer
 from lmxlab.experiments.interrupt import Interrupted, stop_on_signals
 from lmxlab.experiments.run import execute
 from lmxlab.experiments.spec import LAB_OPTIM, SECTIONS, Budget, RunSpec, from_table
@@ -86,6 +87,7 @@ def _command(base: _Base) -> Callable[..., int]:
     """The command, with the settings of the design or file as its defaults, so that --help shows those."""
 
     data_flags = flags_of(base.values["data"], "What to train on.")
+    lora_flags = flags_of(base.values["lora"], "Adapters to train over the model, instead of all of it.")
     optim_flags = flags_of(base.values["optim"], "How to train.", leave_out=("seed",))
 
     def train(
@@ -112,6 +114,7 @@ def _command(base: _Base) -> Callable[..., int]:
         data: type(data_flags) = data_flags,  # type: ignore[valid-type]  # made above
         optim: type(optim_flags) = optim_flags,  # type: ignore[valid-type]
         model: ModelFlags = ModelFlags(),
+        lora: type(lora_flags) = lora_flags,  # type: ignore[valid-type]
         resume: Annotated[
             str | None,
             option("Go on with an interrupted run: its folder, or its name in `lmxlab log list`.", "RUN", default=""),
@@ -143,7 +146,11 @@ def _command(base: _Base) -> Callable[..., int]:
             seed=seed,
             eval_tokens=eval_tokens,
             sample_tokens=sample_tokens,
+            pretrained=base.get("pretrained"),
+            lora=LoRAConfig(**dataclasses.asdict(lora)),
         )
+        if spec.pretrained and changes:
+            raise UserError(f"--model changes nothing of a pretrained model: leave out {', '.join(sorted(changes))}.")
         folder = RunFolder.create(runs, name) if resume is None else find_run(resume, runs)
         ledger = ExperimentLog(_root(folder, runs) / "results.jsonl")
         if resume is not None and read_result(folder) is not None:
@@ -179,6 +186,9 @@ def _base(arguments: list[str]) -> _Base:
     values |= {section: from_table(kind, table.get(section, {}), section) for section, kind in SECTIONS.items()}
     if "dataset" not in table.get("data", {}):
         values["data"] = dataclasses.replace(values["data"], dataset=default())
+    if table.get("pretrained") and "tokenizer" not in table.get("data", {}):
+        own = pretrained_tokenizer(table["pretrained"])
+        values["data"] = dataclasses.replace(values["data"], tokenizer=own)
     values["optim"] = from_table(TrainConfig, {**LAB_OPTIM.to_dict(), **table.get("optim", {})}, "optim")
     return _Base(source or DEFAULT_DESIGN, design.model, {"name": design.name, **values})
 

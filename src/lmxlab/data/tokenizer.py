@@ -159,7 +159,7 @@ def load_tokenizer(spec: str | Path) -> CorpusTokenizer:
 
     Args:
         spec: the path of a file that `save` wrote or of a `tokenizer.json` of the tokenizers library; a folder with a
-            `tokenizer.json` or with GPT-2's `vocab.json` and `merges.txt`; "tiktoken:NAME"; "hf:REPO".
+            `tokenizer.json` or with GPT-2's `vocab.json` and `merges.txt`; "tiktoken:NAME"; "hf:REPO"; "glassllm".
 
     Raises:
         UserError: no such file, or none that holds a tokenizer; "char" and "bpe:SIZE", which need a text first.
@@ -169,6 +169,10 @@ def load_tokenizer(spec: str | Path) -> CorpusTokenizer:
         return TiktokenTokenizer(name or "gpt2")
     if kind == "hf" and name:
         return HFTokenizer(name)
+    if spec == "glassllm":
+        from lmxlab.data.glassllm import glassllm_tokenizer  # it needs this module
+
+        return glassllm_tokenizer()
     path = Path(spec).expanduser()
     if path.is_dir():
         if (path / "merges.txt").is_file() and not (path / "tokenizer.json").is_file():

@@ -15,6 +15,7 @@ from typing import Any
 
 from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.errors import UnknownNameError, UserError
+from lmxlab.experiments.finetune import pretrained_config
 from lmxlab.experiments.spec import read_config
 from lmxlab.models.families import FAMILIES, Family
 
@@ -46,6 +47,8 @@ def find_design(source: str) -> Design:
     if source.endswith((".toml", ".json")):
         settings = read_config(source)
         name = str(settings.get("name", Path(source).stem))
+        if pretrained := settings.get("pretrained"):
+            return Design(name, lambda vocab, seq_len: _pretrained(pretrained, settings), settings)
         return Design(
             name, lambda vocab, seq_len: model_from_table(settings.get("model", {}), vocab, seq_len), settings
         )
@@ -91,6 +94,12 @@ def adapt(model: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
     elif "d_model" in changes and math.isclose(model.embed_scale, math.sqrt(model.block.d_model)):
         outer.setdefault("embed_scale", math.sqrt(width))  # it follows the width, as in gpt_config
     return _replace(model, outer, {key: value for key, value in changes.items() if key in inner})
+
+
+def _pretrained(source: str, settings: dict[str, Any]) -> ModelConfig:
+    if "model" in settings and "block" not in settings["model"]:  # a stored run's holds the whole config
+        raise UserError(f"[model] would be ignored: pretrained {source!r} says what the model is; leave one out.")
+    return pretrained_config(source)
 
 
 def design_names() -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from lmxlab.core.lora import save_lora_adapters
 from lmxlab.data import PreparedData, TokenBatches, eval_batches, prepare
 from lmxlab.data.batching import Batch
 from lmxlab.errors import UserError
@@ -149,6 +150,8 @@ def _train(
     with clock("sample"):
         text = _write_sample(spec, folder, model, prepared)
     entry = _entry(spec, folder, ledger, status="keep", **_measured(spec, recorder, result, model, text))
+    if spec.lora.rank:
+        save_lora_adapters(folder.path / "adapter", model, metadata={"base": spec.pretrained})
     atomic_write(folder.result, to_json(entry))
     _log_once(ledger, entry)
     logger.info("done: val_bpb %.4f", entry.val_bpb)

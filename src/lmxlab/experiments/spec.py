@@ -27,6 +27,7 @@ from lmxlab.core.block import check_components
 from lmxlab.core.config import ModelConfig
 from lmxlab.data import DataConfig
 from lmxlab.errors import UnknownNameError, UserError
+from lmxlab.experiments.finetune import LoRAConfig
 from lmxlab.training.config import TrainConfig
 
 EVAL_TOKENS = 65_536  # validation tokens that a run's score is taken on
@@ -77,6 +78,9 @@ class RunSpec:
         eval_tokens: validation tokens scored at the end, spread evenly over the split; 0 scores the whole split. During
             training an eighth as many are scored every `optim.eval_interval` steps.
         sample_tokens: length of the sample text written at the end.
+        pretrained: the model that training starts from, glassllm or a folder in Hugging Face's layout; "" for weights
+            that the seed decides.
+        lora: adapters, which are then all that is trained.
     """
 
     name: str
@@ -88,11 +92,17 @@ class RunSpec:
     seed: int = 0
     eval_tokens: int = EVAL_TOKENS
     sample_tokens: int = 200
+    pretrained: str = ""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
         for layer in range(self.model.n_layers):
             check_components(self.model.get_block_config(layer))
+        if self.pretrained and self.data.tokenizer.partition(":")[0] in ("char", "bpe"):
+            raise UserError(
+                f"A pretrained model needs its own tokenizer, not {self.data.tokenizer!r}: leave data.tokenizer out."
+            )
         for name, low in (("seq_len", 1), ("eval_tokens", 0), ("sample_tokens", 0)):
             if getattr(self, name) < low:
                 raise UserError(f"{name} must be at least {low}, got {getattr(self, name)}.")
@@ -109,6 +119,8 @@ class RunSpec:
             "seed": self.seed,
             "eval_tokens": self.eval_tokens,
             "sample_tokens": self.sample_tokens,
+            "pretrained": self.pretrained,
+            "lora": {**dataclasses.asdict(self.lora), "targets": list(self.lora.targets)},
         }
 
     @classmethod
@@ -125,7 +137,7 @@ class RunSpec:
         return from_table(cls, values)
 
 
-SECTIONS: dict[str, Any] = {"data": DataConfig, "optim": TrainConfig, "budget": Budget}
+SECTIONS: dict[str, Any] = {"data": DataConfig, "optim": TrainConfig, "budget": Budget, "lora": LoRAConfig}
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from lmxlab.data import PreparedData
 from lmxlab.errors import UserError
+from lmxlab.experiments.finetune import fold_adapters, load_pretrained, put_adapters
 from lmxlab.experiments.spec import RunSpec, read_config
 from lmxlab.experiments.tracking import LogEntry
 from lmxlab.models.base import LanguageModel
@@ -14,16 +15,20 @@ from lmxlab.training.checkpoints import load_checkpoint
 from lmxlab.training.run_folder import RunFolder
 
 
-def build_model(spec: RunSpec) -> LanguageModel:
-    """The untrained model of a run: its weights depend on the seed and the config alone."""
+def build_model(spec: RunSpec, weights: bool = True) -> LanguageModel:
+    """The untrained model of a run: its weights depend on the seed and the config alone, and on the pretrained model.
+
+    Without `weights` it is not read from there: they will come from a checkpoint.
+    """
     mx.random.seed(spec.seed)
-    model = LanguageModel(spec.model)
+    model = load_pretrained(spec.pretrained) if spec.pretrained and weights else LanguageModel(spec.model)
+    put_adapters(model, spec.lora)
     mx.eval(model.parameters())
     return model
 
 
 def load_model(folder: RunFolder) -> tuple[RunSpec, LanguageModel]:
-    """The spec and the trained model of a run folder, from its last good checkpoint.
+    """The spec and the trained model of a run folder, from its last good checkpoint, its adapters folded in.
 
     Raises:
         UserError: if the folder has no config.json or no checkpoint that can be read.
@@ -32,8 +37,9 @@ def load_model(folder: RunFolder) -> tuple[RunSpec, LanguageModel]:
     checkpoint = folder.latest_checkpoint()
     if checkpoint is None:
         raise UserError(f"{folder.path} has no checkpoint that can be read: train it first.")
-    model = build_model(spec)
+    model = build_model(spec, weights=False)
     load_checkpoint(checkpoint, model)
+    fold_adapters(model, spec.lora)
     return spec, model
 
 

@@ -125,9 +125,12 @@ class LanguageModel(nn.Module):
         return caches
 
     def count_parameters(self) -> int:
-        """Number of parameters, a tied matrix once."""
+        """Number of parameters, a tied matrix once, quantised ones as many as they stand for."""
         leaves: Any = tree_flatten(self.parameters())
-        return sum(array.size for _, array in leaves)
+        packed = [layer for layer in self.modules() if "scales" in layer]
+        held = sum(layer[name].size for layer in packed for name in ("weight", "scales", "biases") if name in layer)
+        stand_for = sum(layer.scales.size * layer.group_size for layer in packed)
+        return sum(array.size for _, array in leaves) - held + stand_for
 
     def _scaled(self, hidden: mx.array) -> mx.array:
         if self.config.logit_scale != 1.0:

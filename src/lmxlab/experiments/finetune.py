@@ -1,0 +1,94 @@
+"""Runs that start from a pretrained model, whole or with adapters over it."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from lmxlab.core.config import ModelConfig
+from lmxlab.core.lora import apply_lora, merge_lora
+from lmxlab.core.qlora import apply_qlora
+from lmxlab.core.quantize import dequantize_model, quantize_model
+from lmxlab.errors import UserError
+from lmxlab.models.base import LanguageModel
+from lmxlab.models.convert import config_from_hf, load_from_hf
+from lmxlab.models.glassllm import load_glassllm_model
+from lmxlab.models.weight_files import read_json
+
+GLASSLLM = "glassllm"
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Adapters over the model; with rank 0, the default, all of it is trained.
+
+    Attributes:
+        rank: of the update of each layer.
+        alpha: the update is multiplied by alpha / rank.
+        targets: parts of layer names (attention, ffn, q_proj, head, ...), or all-linear.
+        dora: train the length of the weights' rows apart from their direction.
+        rslora: multiply the update by alpha / sqrt(rank) instead.
+        dropout: of what the update sees.
+        quantize: bits of the weights under the adapters (QLoRA); nothing leaves them whole.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("attention",)
+    dora: bool = False
+    rslora: bool = False
+    dropout: float = 0.0
+    quantize: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise UserError(f"lora.rank must be at least 0, got {self.rank}.")
+        changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        if not self.rank and changed:
+            raise UserError(f"lora.{changed[0]} would be ignored: lora.rank is 0; set it, too, to 8 for one.")
+
+
+def pretrained_config(source: str) -> ModelConfig:
+    """The config of the pretrained model that `source` names: glassllm, or a folder in Hugging Face's layout."""
+    if source == GLASSLLM:
+        return load_glassllm_model().config
+    return config_from_hf(read_json(_folder(source) / "config.json"))
+
+
+def pretrained_tokenizer(source: str) -> str:
+    """What `DataConfig.tokenizer` is for that model's own tokenizer."""
+    return source if source == GLASSLLM else str(_folder(source))
+
+
+def load_pretrained(source: str) -> LanguageModel:
+    """The pretrained model in float32."""
+    return load_glassllm_model() if source == GLASSLLM else load_from_hf(str(_folder(source)), dtype=mx.float32)[0]
+
+
+def put_adapters(model: LanguageModel, lora: LoRAConfig) -> None:
+    """Quantises the model, where that is asked for, and gives it the adapters, which are then all that is trained."""
+    if not lora.rank:
+        return
+    if lora.quantize is not None:
+        quantize_model(model, lora.quantize, skip_narrow=True)
+    apply = apply_lora if lora.quantize is None else apply_qlora
+    kind = {"dora": lora.dora, "rslora": lora.rslora, "dropout": lora.dropout}
+    apply(model, lora.rank, lora.alpha, list(lora.targets), **kind)  # type: ignore[arg-type]
+
+
+def fold_adapters(model: LanguageModel, lora: LoRAConfig) -> None:
+    """Makes it a model without adapters again that computes the same."""
+    if lora.rank:
+        dequantize_model(model)
+        merge_lora(model)
+
+
+def _folder(source: str) -> Path:
+    folder = Path(source).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"pretrained is {source!r}: give {GLASSLLM}, or a folder with config.json and safetensors (download a repo "
+            "first)."
+        )
+    return folder
