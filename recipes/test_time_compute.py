@@ -2,8 +2,8 @@
 
 python recipes/test_time_compute.py --budgets 4 16 64 --problems 8 --steps 600
 
-The task: continue a line with words that Shakespeare wrote, none of them twice. The score is the share of letters in such
-words, which anybody can check; best of n, tree search and refinement may use it, the others do not know it.
+The task: continue a line with words that Shakespeare wrote, none of them twice. The score is the share of letters in
+such words, which anybody can check; best of n, tree search and refinement may use it, the others do not know it.
 """
 
 import re

@@ -107,7 +107,7 @@ VARIANTS = {
     "learned positions": {"position": "learned"},
     "rope": {"position": "rope"},
     "alibi": {"position": "alibi"},
-    "mamba1": {"attention": "mamba1", "position": "none", "ssm_state_size": 8},
+    "mamba1": {"attention": "mamba1", "position": "none", "ssm_state_size": 8, "max_seq_len": 25},  # 5 chunks of 5
     "mamba2": {"attention": "mamba2", "position": "none", **MAMBA2},
     "mamba2, an incomplete chunk": {"attention": "mamba2", "position": "none", **MAMBA2, "mamba_chunk_size": 9},
     "mamba3": {"attention": "mamba3", "position": "none", **MAMBA2, **MAMBA3},

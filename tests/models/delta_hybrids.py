@@ -31,6 +31,9 @@ QWEN3_NEXT = QWEN35 | {
     "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 20,
 }
+# What is found is brought to unit size, however small, and rounding with it: the reference's own float32 is up to
+# 1.4e-5 from its float64 here.
+SLACK = 3
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen35": ("qwen3_5_text", QWEN35),
     "qwen35, attention bias, half rotated, wide convolution, tied": (

@@ -61,8 +61,9 @@ FACTORS = {
     "ssm_multipliers": [0.9, 1.1, 1.2, 0.7, 1.4],
     "mlp_multipliers": [1.3, 0.6],
 }
-# The reference adds a recurrence up token by token; what either sum is off by, the norms behind it enlarge.
-SLACK = 2
+# The reference adds a recurrence up token by token; what either sum is off by, the norms behind it enlarge: its own
+# float32 is up to 3.8e-5 from its float64 here.
+SLACK = 4
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("mamba", MAMBA),
     "mamba, biases, own rank, untied": (

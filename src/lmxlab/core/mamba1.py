@@ -5,7 +5,6 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
-from lmxlab.core import kernels
 from lmxlab.core.attention import AttentionBase, CacheLike
 from lmxlab.core.cache import RecurrentCache, as_cache
 from lmxlab.core.config import BlockConfig

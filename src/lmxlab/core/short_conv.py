@@ -5,8 +5,6 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
-from lmxlab.core import kernels
-
 
 class ShortConv(nn.Module):
     """silu(conv(x)): every channel is filtered by itself over the last `kernel_size` tokens (2312.00752, figure 3).
