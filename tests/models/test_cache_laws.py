@@ -37,7 +37,7 @@ def test_a_row_with_left_padding_is_decoded_as_it_is_alone(name: str) -> None:
     together = mx.concatenate(parts, axis=1)
     for i, row in enumerate(rows):
         alone, _ = model(mx.concatenate([row, more[i : i + 1]], axis=1))
-        assert gap(together[i : i + 1], alone[:, -9:]) <= 5e-5
+        assert gap(together[i : i + 1], alone[:, -9:]) <= LARGEST_GAP
 
 
 @every_architecture
@@ -55,7 +55,7 @@ def test_a_snapshot_takes_back_any_number_of_tokens(name: str, monkeypatch: pyte
         for entry, state in zip(held, states, strict=True):
             entry.restore(state)
     logits, _ = model(x[:, 12:], cache)
-    assert gap(logits, full[:, 12:]) <= 5e-5
+    assert gap(logits, full[:, 12:]) <= LARGEST_GAP
 
 
 @every_architecture
@@ -70,7 +70,7 @@ def test_trimmed_tokens_leave_no_trace(name: str) -> None:
     assert [entry.trim(3) == 3 for entry in held] == able
     if all(able):
         assert {entry.offset for entry in held} == {12}
-        assert gap(model(x[:, 12:], cache)[0], full[:, 12:]) <= 5e-5
+        assert gap(model(x[:, 12:], cache)[0], full[:, 12:]) <= LARGEST_GAP
 
 
 @every_architecture
