@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 from tiny_lm import TinyLM, batch, tiny_config, tiny_model
 
 from lmxlab.training import Trainer
-from lmxlab.training.step import token_nats
+from lmxlab.training.objective import token_nats
 
 
 class Spy(TinyLM):

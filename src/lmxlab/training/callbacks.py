@@ -5,6 +5,7 @@ Those that measure time, FLOPs and memory are in lmxlab.training.monitors and ar
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +14,7 @@ import mlx.nn as nn
 from lmxlab.training.config import TrainConfig
 from lmxlab.training.events import Callback
 from lmxlab.training.monitors import FLOPCounter, HardwareMonitor, ThroughputMonitor, TimeBudget
-from lmxlab.training.step import sum_nats, token_nats
+from lmxlab.training.objective import mean_loss, next_token
 
 __all__ = [
     "Callback",
@@ -134,8 +135,7 @@ class ValTracker(Callback):
             metrics["train_val_gap"] = loss - metrics["loss"]
 
     def _score(self) -> float:
-        nats, tokens = sum_nats(self.model, self.val_batches, lambda x, y: token_nats(self.model, x, y))
-        return nats / max(tokens, 1.0)
+        return mean_loss(self.model, self.val_batches, partial(next_token, self.model)).get("loss", 0.0)
 
 
 def standard_callbacks(

@@ -1,6 +1,6 @@
 """One optimizer step as a function of arrays, compiled whole: loss, backward pass, clipping and update."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,50 +10,15 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from lmxlab import platform
-from lmxlab.core import kernels
 from lmxlab.core.precision import cast
 from lmxlab.core.router import balance, routers
-from lmxlab.models.base import evaluating
 from lmxlab.training.config import TrainConfig
-
-Batch = tuple[mx.array, mx.array]
+from lmxlab.training.objective import Loss, Objective
 
 # float16 gradients under 6e-8 vanish; the loss, and with it every gradient, is raised before the backward pass.
 FLOAT16_LOSS_SCALE = 1024.0
 
-
-def token_nats(model: nn.Module, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
-    """Cross-entropy summed over the targets, and how many targets were scored, both float32 scalars.
-
-    x (B, T) tokens; y (B, T) next tokens, where a negative one (the usual -100) is not scored. A LanguageModel
-    never holds all logits; any other module is called and may return logits (B, T, V) or a tuple that
-    starts with them.
-    """
-    targets = mx.maximum(y, 0)
-    if hasattr(model, "nats"):
-        nats = model.nats(x, targets)
-    else:
-        out = model(x)
-        nats = kernels.cross_entropy(out[0] if isinstance(out, tuple) else out, targets)
-    scored = (y >= 0).astype(mx.float32)
-    return (nats.astype(mx.float32) * scored).sum(), scored.sum()
-
-
-def sum_nats(
-    model: nn.Module, batches: Iterable[Batch], score: Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
-) -> tuple[float, float]:
-    """Nats and scored targets of all batches, as `score(x, y)` gives them per batch; dropout off meanwhile."""
-    nats = targets = 0.0
-    with evaluating(model):
-        for x, y in batches:
-            batch_nats, count = score(x, y)
-            nats, targets = nats + item(batch_nats), targets + item(count)
-    return nats, targets
-
-
-def item(scalar: mx.array) -> float:
-    """The Python float of an array of one real number."""
-    return float(scalar.item())  # type: ignore[arg-type]  # item() may also be complex
+Means = dict[str, mx.array]  # "loss" and what the objective tells beside it
 
 
 class Precision:
@@ -80,32 +45,37 @@ class Precision:
         finally:
             model.update(masters)
 
-    def value_and_grad(self, model: nn.Module, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array, Any]:
-        """Mean loss, scored tokens, and the gradient for the trainable parameters, in the parameters' own types."""
+    def value_and_grad(self, model: nn.Module, objective: Objective, *batch: mx.array) -> tuple[Means, mx.array, Any]:
+        """Mean loss and metrics, what they are means over, and the gradient of the loss for the trainable parameters.
 
-        def loss(trainable: Any) -> tuple[mx.array, mx.array]:
+        Gradients have the parameters' own types.
+        """
+
+        def loss(trainable: Any) -> tuple[mx.array, mx.array, Means]:
             model.update(self.cast(trainable))
-            nats, count = token_nats(model, x, y)
-            return nats / mx.maximum(count, 1) * self.loss_scale, count
+            total, count, metrics = objective(model, *batch)
+            means = tree_map(lambda a: a / mx.maximum(count, 1), {"loss": total, **metrics})
+            return means["loss"] * self.loss_scale, count, means
 
         trainable = model.trainable_parameters()
         with self.computing(model):
-            (mean, count), gradients = mx.value_and_grad(loss)(trainable)
+            (_, count, means), gradients = mx.value_and_grad(loss)(trainable)
         if self.loss_scale != 1:
-            mean, gradients = tree_map(lambda a: a / self.loss_scale, (mean, gradients))
-        return mean, count, gradients
+            gradients = tree_map(lambda a: a / self.loss_scale, gradients)
+        return means, count, gradients
 
 
 class Steps:
-    """The compiled functions of one model, optimizer and config.
+    """The compiled functions of one model, optimizer, config and objective.
 
     Compiled functions hold the very containers of `model.state`, `optimizer.state` and `mx.random.state`: their arrays
     may be replaced in place (checkpoints do), the containers may not.
     """
 
-    def __init__(self, model: nn.Module, optimizer: optim.Optimizer, config: TrainConfig):
+    def __init__(self, model: nn.Module, optimizer: optim.Optimizer, config: TrainConfig, objective: Objective):
         self.model = model
         self.optimizer = optimizer
+        self.objective = objective
         self.precision = Precision(config)
         self.max_grad_norm = config.max_grad_norm
         optimizer.init(model.trainable_parameters())
@@ -121,16 +91,17 @@ class Steps:
     def _compile(self, function: Callable[..., Any], writes: list[Any]) -> Callable[..., Any]:
         return mx.compile(function, inputs=self.state, outputs=writes) if self.compiled else function
 
-    def _update(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
-        loss, _, gradients = self._gradients(x, y)
-        return loss, self._apply(gradients)
+    def _update(self, *batch: mx.array) -> tuple[Means, mx.array]:
+        means, _, gradients = self._gradients(*batch)
+        return means, self._apply(gradients)
 
-    def _gradients(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array, Any]:
-        return self.precision.value_and_grad(self.model, x, y)
+    def _gradients(self, *batch: mx.array) -> tuple[Means, mx.array, Any]:
+        return self.precision.value_and_grad(self.model, self.objective, *batch)
 
-    def _score(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
+    def _score(self, *batch: mx.array) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
         with self.precision.computing(self.model):
-            return token_nats(self.model, x, y)
+            loss: Loss = self.objective(self.model, *batch)
+        return loss.total, loss.counted, loss.metrics
 
     def _apply(self, gradients: Any) -> mx.array:
         """Clips, updates the parameters, balances the experts, returns the norm before clipping."""

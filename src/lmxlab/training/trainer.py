@@ -1,7 +1,7 @@
 """The training loop: batches in, optimizer steps out, callbacks told, state saved and restored exactly."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from lmxlab.errors import UserError
 from lmxlab.training import resume
 from lmxlab.training.callbacks import Callback
 from lmxlab.training.config import TrainConfig
+from lmxlab.training.objective import Batch, Objective, item, mean_loss, next_token
 from lmxlab.training.optimizers import create_mup_optimizer, create_optimizer, learning_rates
-from lmxlab.training.step import Batch, Steps, item, sum_nats
+from lmxlab.training.step import Means, Steps
 
 EvalData = Iterable[Batch] | Callable[[], Iterable[Batch]]
 
@@ -32,7 +33,7 @@ class NonFiniteLoss(UserError):
 
 
 class Trainer:
-    """Trains `model` on batches of (x, y) token arrays, each (B, T), y being x shifted by one; y < 0 is not scored.
+    """Trains `model` on batches of arrays: of (x, y) tokens, each (B, T), y being x shifted by one, y < 0 not scored.
 
     Args:
         model: parameters that are not frozen are trained; the dtype they have is the one they keep.
@@ -41,6 +42,7 @@ class Trainer:
         callbacks: told in this order; any attribute `should_stop` that is true ends the loop after that step.
         checkpointer: called with the trainer and the step's metrics every checkpoint_interval and at the end, after
             all callbacks, so that what it saves (see `save`) is the state between two steps.
+        objective: what is minimised; it says what else a batch may consist of.
 
     Attributes: model, config, optimizer, callbacks, step (optimizer steps done).
     """
@@ -52,6 +54,7 @@ class Trainer:
         optimizer: optim.Optimizer | None = None,
         callbacks: list[Callback] | None = None,
         checkpointer: Callable[["Trainer", dict[str, Any]], None] | None = None,
+        objective: Objective = next_token,
     ):
         if getattr(getattr(model, "config", None), "mtp_n_predict", 0):
             raise UserError("mtp_n_predict: multi-token prediction cannot be trained yet; set it to 0.")
@@ -61,7 +64,7 @@ class Trainer:
         self.callbacks: list[Any] = list(callbacks or [])
         self.checkpointer = checkpointer
         self.step = 0
-        self._steps = Steps(model, self.optimizer, config)
+        self._steps = Steps(model, self.optimizer, config, objective)
         self._data: Any = None
         self._resumed: dict[str, Any] = {}
         self._spent: list[Any] = []  # one-shot evaluation iterators that were read; held so that no id is reused
@@ -69,13 +72,13 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step on one batch.
 
-        Returns loss (nats per token, before the update), learning_rate as applied (and learning_rate/<group> for
-        several groups) and grad_norm (before clipping). Raises NonFiniteLoss.
+        Returns loss (nats per token, before the update) and what else the objective tells, learning_rate as applied
+        (and learning_rate/<group> for several groups) and grad_norm (before clipping). Raises NonFiniteLoss.
         """
         self._train_mode()
         return self._finish(*self._steps.update(*batch))
 
-    def train_step_accumulated(self, micro_batches: list[Batch]) -> dict[str, float]:
+    def train_step_accumulated(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
         """One optimizer step on the token-weighted mean gradient of `micro_batches`, as if they were one batch.
 
         Each micro-batch is evaluated before the next one starts, so memory does not grow with their number.
@@ -86,24 +89,24 @@ class Trainer:
             return self.train_step(micro_batches[0])
         self._train_mode()
         total: Any = None
-        nats = tokens = mx.array(0.0)
+        counted = mx.array(0.0)
         for batch in micro_batches:
-            loss, count, gradients = self._steps.gradients(*batch)
-            weighted = tree_map(lambda g: g * count.astype(g.dtype), gradients)  # noqa: B023 (used at once)
+            means, count, gradients = self._steps.gradients(*batch)
+            weighted = tree_map(lambda a: a * count.astype(a.dtype), (means, gradients))  # noqa: B023 (used at once)
             total = weighted if total is None else tree_map(mx.add, total, weighted)
-            nats, tokens = nats + loss * count, tokens + count
-            del gradients, weighted
-            mx.eval(total, nats, tokens)
-        scale = 1 / mx.maximum(tokens, 1)
-        mean = tree_map(lambda g: g * scale.astype(g.dtype), total)
+            counted = counted + count
+            del means, gradients, weighted
+            mx.eval(total, counted)
+        scale = 1 / mx.maximum(counted, 1)
+        means, mean = tree_map(lambda a: a * scale.astype(a.dtype), total)
         del total
-        return self._finish(nats * scale, self._steps.apply(mean))
+        return self._finish(means, self._steps.apply(mean))
 
-    def _finish(self, loss: mx.array, norm: mx.array) -> dict[str, float]:
+    def _finish(self, means: Means, norm: mx.array) -> dict[str, float]:
         rates = learning_rates(self.optimizer)
-        mx.eval(self._steps.state, loss, norm)
+        mx.eval(self._steps.state, means, norm)
         self.step += 1
-        read = {"loss": loss, **rates, "grad_norm": norm}
+        read = {**means, **rates, "grad_norm": norm}
         metrics = {name: item(value) for name, value in read.items()}
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
             raise NonFiniteLoss(self.step, metrics["loss"], metrics["grad_norm"])
@@ -139,7 +142,9 @@ class Trainer:
         return history
 
     def evaluate(self, eval_data: EvalData) -> dict[str, float]:
-        """{"eval_loss": nats per token} over all batches of `eval_data`, dropout off; the training flag is restored.
+        """{"eval_loss": nats per token, and eval_... for each metric of the objective} over all batches of `eval_data`.
+
+        Dropout is off; the training flag is restored.
 
         `eval_data` is a list, anything iterable many times, or a function that returns an iterable. An iterator can be
         read only once: giving the same one again, or data without a batch, raises UserError.
@@ -152,10 +157,10 @@ class Trainer:
                 )
             self._spent.append(eval_data)
         batches = eval_data() if callable(eval_data) else eval_data
-        nats, tokens = sum_nats(self.model, batches, self._steps.score)
-        if not tokens:
+        means = mean_loss(self.model, batches, self._steps.score)
+        if not means:
             raise UserError("The evaluation data holds no token to score: give at least one batch.")
-        return {"eval_loss": nats / tokens}
+        return {f"eval_{name}": value for name, value in means.items()}
 
     def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Writes everything that continuing bit for bit needs into the folder `path`, atomically."""
