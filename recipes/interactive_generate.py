@@ -52,7 +52,7 @@ def load(name: str) -> tuple[lmxlab.LanguageModel, Tokenizer, int]:
     if (run.path / "checkpoints").is_dir():
         spec, model = load_model(run)
         prepared = prepare(spec.data)
-        check_same_data(run, prepared)
+        check_same_data(run, prepared.hash)
         return model, prepared.tokenizer, spec.seq_len
     model, config = load_from_hf(name)
     return model, load_tokenizer(name), config.block.max_seq_len

@@ -14,8 +14,8 @@ from lmxlab.cli.runs import find_run
 from lmxlab.data import check_vocabulary, eval_batches, prepare
 from lmxlab.errors import UserError
 from lmxlab.eval.score import Scorer
-from lmxlab.experiments.run import EVAL_ROWS
 from lmxlab.experiments.stored import check_same_data, load_model, read_result
+from lmxlab.experiments.task import EVAL_ROWS
 from lmxlab.files import atomic_write, to_json
 
 
@@ -76,7 +76,7 @@ def _validation_split(run: str, runs: Path, max_tokens: int | None, json: bool) 
     if read_result(folder) is None:
         note(f"note: {folder.path} has not ended: this scores its last checkpoint.")
     prepared = prepare(spec.data)
-    check_same_data(folder, prepared)
+    check_same_data(folder, prepared.hash)
     check_vocabulary(prepared.tokenizer, spec.model.vocab_size)
     note(f"scoring {spec.name} on {max_tokens or len(prepared.val):,} tokens of {spec.data.dataset} ...")
     start = time.perf_counter()

@@ -44,7 +44,7 @@ def export(
     spec, model = load_model(found)
     hf_config_of(spec.model)  # says at once what cannot be exported
     prepared = prepare(spec.data)
-    check_same_data(found, prepared)
+    check_same_data(found, prepared.hash)
     bos = prepared.tokenizer.bos_id
     files = tokenizer_files(prepared.tokenizer, spec.model.block.max_seq_len) if tokenizer else {}
     model_type = export_model(

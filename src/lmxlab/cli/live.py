@@ -58,7 +58,7 @@ class LiveView(Observer):
     def step(self, spec: RunSpec, progress: Progress) -> None:
         row = self._row(spec)
         row.loss, row.tokens_per_s, row.used = progress.loss, progress.tokens_per_s, progress.used
-        row.val_bpb, row.step = progress.val_bpb, f"{progress.step}/{progress.steps}"
+        row.val_bpb, row.step = progress.score, f"{progress.step}/{progress.steps}"
         self._line(spec, row, force=False)
 
     def done(self, spec: RunSpec, val_bpb: float | None) -> None:

@@ -45,7 +45,7 @@ def trained(run: str, runs: Path) -> Loaded:
     folder = find_run(run, runs)
     spec, model = load_model(folder)
     prepared = prepare(spec.data)
-    check_same_data(folder, prepared)
+    check_same_data(folder, prepared.hash)
     check_vocabulary(prepared.tokenizer, spec.model.vocab_size)
     model.eval()
     about = f"{spec.name}, seed {spec.seed}, trained on {spec.data.dataset}"

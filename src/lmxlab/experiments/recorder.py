@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from lmxlab.data.batching import Batch
-from lmxlab.eval.score import Scorer
 from lmxlab.experiments.budget import flops_per_step, tokens_per_step
 from lmxlab.experiments.interrupt import Stop
 from lmxlab.experiments.spec import RunSpec
+from lmxlab.experiments.task import ScoreModel
 from lmxlab.training.events import Callback
 from lmxlab.training.run_folder import RunFolder
 from lmxlab.training.trainer import NonFiniteLoss, Trainer
@@ -22,13 +21,13 @@ SMOOTHED_STEPS = 20  # one batch's loss is noise: the train_loss of the result i
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: `used` is the share of its budget, val_bpb the latest point of its curve."""
+    """How far a run is: `used` is the share of its budget, `score` the latest point of its curve."""
 
     step: int
     steps: int
     loss: float
     tokens_per_s: float
-    val_bpb: float | None
+    score: float | None
 
     @property
     def used(self) -> float:
@@ -44,8 +43,8 @@ class Observer:
     def step(self, spec: RunSpec, progress: Progress) -> None:
         """An optimizer step is done."""
 
-    def done(self, spec: RunSpec, val_bpb: float | None) -> None:
-        """The run has ended; None when it crashed."""
+    def done(self, spec: RunSpec, score: float | None) -> None:
+        """The run has ended, with this score; None when it crashed."""
 
 
 class Clock:
@@ -76,23 +75,23 @@ class Recorder(Callback):
     """A Trainer callback. Its state is part of the checkpoint, so that a resumed run reports the whole of it.
 
     Attributes:
-        curve: [training FLOPs, val_bpb] at each point of the validation curve.
+        curve: [training FLOPs, score] at each point of the validation curve.
     """
 
     def __init__(
         self,
         spec: RunSpec,
         folder: RunFolder,
-        curve_batches: list[Batch],
-        scorer: Scorer,
+        metric: str,
+        score: ScoreModel,
         clock: Clock,
         observer: Observer,
         stop: Stop,
     ):
         self.spec, self.folder, self.clock, self.observer, self.stop = spec, folder, clock, observer, stop
         self.curve: list[list[float]] = []
-        self._curve_batches, self._scorer = curve_batches, scorer
-        self._scored = (-1, math.nan)  # step and validation loss of the last point of the curve
+        self._metric, self._score = metric, score
+        self._scored: tuple[int, dict[str, float]] = (-1, {})  # step and scores of the last point of the curve
         self._losses: deque[float] = deque(maxlen=SMOOTHED_STEPS)
         self._flops, self._tokens = flops_per_step(spec), tokens_per_step(spec)
         self._seconds_before: dict[str, float] = {}
@@ -135,8 +134,8 @@ class Recorder(Callback):
             self.folder.append_metrics(step, {**self._spent(step), **numbers})
         if step % optim.eval_interval == 0 and not last:  # the end of the run is scored by itself
             self.evaluate(step)
-        bpb = self.curve[-1][1] if self.curve else None
-        self.observer.step(self.spec, Progress(step, optim.max_steps, loss, self.tokens_per_s, bpb))
+        score = self.curve[-1][1] if self.curve else None
+        self.observer.step(self.spec, Progress(step, optim.max_steps, loss, self.tokens_per_s, score))
         self._mark = time.perf_counter()
 
     def checkpoint(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
@@ -147,11 +146,12 @@ class Recorder(Callback):
         """
         self.observer.phase(self.spec, "checkpoint")
         with self.clock("checkpoint"):
-            tried = self._scorer(self._curve_batches[:1])
-            if tried.tokens and not math.isfinite(tried.nats):
-                raise NonFiniteLoss(trainer.step, tried.val_loss, metrics["grad_norm"])
-            step, val_loss = self._scored
-            self.folder.save_checkpoint(trainer, {"eval_loss": val_loss} if step == trainer.step else None)
+            tried = self._score("batch")
+            if not all(map(math.isfinite, tried.values())):
+                raise NonFiniteLoss(trainer.step, tried.get("val_loss", math.nan), metrics["grad_norm"])
+            step, result = self._scored
+            loss = result.get("val_loss") if step == trainer.step else None
+            self.folder.save_checkpoint(trainer, None if loss is None else {"eval_loss": loss})
         self.observer.phase(self.spec, "train")
         self._mark = time.perf_counter()
 
@@ -182,11 +182,10 @@ class Recorder(Callback):
     def evaluate(self, step: int) -> None:
         """Adds a point to the validation curve. Every point is taken on the same tokens, the last one too."""
         with self.clock("eval"):
-            result = self._scorer(self._curve_batches)
-        self.curve.append([float(step * self._flops), result.val_bpb])
-        self._scored = step, result.val_loss
-        values = {**self._spent(step), "val_loss": result.val_loss, "val_bpb": result.val_bpb}
-        self.folder.append_metrics(step, values)
+            result = self._score("curve")
+        self.curve.append([float(step * self._flops), result.get(self._metric, math.nan)])
+        self._scored = step, result
+        self.folder.append_metrics(step, {**self._spent(step), **result})
 
     def _spent(self, step: int) -> dict[str, float]:
         return {

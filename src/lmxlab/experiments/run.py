@@ -10,25 +10,23 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
 
 from lmxlab.core.lora import save_lora_adapters
-from lmxlab.data import PreparedData, TokenBatches, eval_batches, prepare
-from lmxlab.data.batching import Batch
+from lmxlab.data import PreparedData, TokenBatches, prepare
 from lmxlab.errors import UserError
-from lmxlab.eval.score import Score, Scorer
 from lmxlab.experiments.budget import flops_per_step, steps_within, tokens_per_step, with_steps
 from lmxlab.experiments.interrupt import Interrupted, Stop
 from lmxlab.experiments.provenance import environment, git_commit
 from lmxlab.experiments.recorder import Clock, Observer, Recorder
-from lmxlab.experiments.sample import sample_text
 from lmxlab.experiments.spec import RunSpec
 from lmxlab.experiments.stored import build_model, check_same_run, read_result
-from lmxlab.experiments.tracking import ExperimentLog, LogEntry
+from lmxlab.experiments.task import Task, TextTask
+from lmxlab.experiments.tracking import MEASUREMENTS, ExperimentLog, LogEntry
 from lmxlab.files import atomic_write, to_json
 from lmxlab.models.base import LanguageModel
 from lmxlab.training.expert_load import ExpertLoadMonitor
@@ -37,10 +35,7 @@ from lmxlab.training.trainer import NonFiniteLoss, Trainer
 
 logger = logging.getLogger(__name__)
 
-PROMPT_TOKENS = 32  # the sample continues this much of the validation text
 MEASURED_STEPS = 8
-CURVE_SHARE = 8  # a point of the validation curve is taken on an eighth of the tokens of the final score
-EVAL_ROWS = 32  # sequences scored at once: larger than a training batch, since nothing is kept for a backward pass
 
 
 class Diverged(UserError):
@@ -79,17 +74,17 @@ def execute(
     with clock("data"):
         prepared = prepared or prepare(spec.data)
     # A text shorter than one window, or a budget below one step, is a mistake, not a run that crashed.
-    batches = TokenBatches(prepared.train, spec.optim.batch_size, spec.seq_len, seed=spec.seed)
+    task = TextTask(spec, prepared)
     goes_on = resume and folder.config.exists()
-    spec = check_same_run(spec, folder, prepared) if goes_on else _settle(spec, prepared)
+    spec = check_same_run(spec, folder, task.info["hash"]) if goes_on else _settle(spec, prepared)
     with folder.make().in_use(), _run_log(folder):
         if resume and (entry := read_result(folder)) is not None:
             return entry  # another process has ended the run since we looked
         if not goes_on:
-            settings = {"spec": spec.to_dict(), "data": {"hash": prepared.hash, **prepared.info}, **environment()}
+            settings = {"spec": spec.to_dict(), "data": task.info, **environment()}
             atomic_write(folder.config, to_json(settings))
         try:
-            return _train(spec, folder, prepared, batches, ledger, observer, stop, clock)
+            return _train(spec, folder, task, ledger, observer, stop, clock)
         except Interrupted:
             logger.info("interrupted; the state is saved")
             raise
@@ -111,8 +106,7 @@ def execute(
 def _train(
     spec: RunSpec,
     folder: RunFolder,
-    prepared: PreparedData,
-    batches: TokenBatches,
+    task: Task,
     ledger: ExperimentLog | None,
     observer: Observer,
     stop: Stop,
@@ -121,12 +115,14 @@ def _train(
     gc.collect()  # a run before this one in the same process holds its weights in cycles
     mx.clear_cache()
     mx.reset_peak_memory()
-    curve = list(_eval_batches(spec, prepared, max(1, spec.eval_tokens // CURVE_SHARE)))
     model = build_model(spec)
-    scorer = Scorer(model, prepared.token_bytes)
-    recorder = Recorder(spec, folder, curve, scorer, clock, observer, stop)
+    scorer = task.scorer(model)
+    recorder = Recorder(spec, folder, task.metric, scorer, clock, observer, stop)
     loads = ExpertLoadMonitor(model, spec.optim.log_interval)
-    trainer = Trainer(model, spec.optim, callbacks=[loads, recorder], checkpointer=recorder.checkpoint)
+    objective = task.objective(model)
+    trainer = Trainer(
+        model, spec.optim, callbacks=[loads, recorder], checkpointer=recorder.checkpoint, objective=objective
+    )
     checkpoint = folder.latest_checkpoint()
     if checkpoint is not None:
         trainer.restore(checkpoint)
@@ -134,7 +130,7 @@ def _train(
     folder.rewind_metrics(trainer.step, last=spec.optim.max_steps)
     logger.info("%s: %d steps, seed %d", spec.name, spec.optim.max_steps, spec.seed)
     try:
-        trainer.train(batches)
+        trainer.train(task.batches(model))
     except NonFiniteLoss as error:
         kept = folder.latest_checkpoint()
         raise Diverged(f"{spec.name}: {error} " + (f"It is {kept}." if kept else "None had been saved yet.")) from None
@@ -142,20 +138,23 @@ def _train(
         raise Interrupted
     observer.phase(spec, "eval")
     with clock("eval"):
-        result = scorer(_eval_batches(spec, prepared, spec.eval_tokens))
+        result = scorer("whole")
         recorder.evaluate(trainer.step)
-    if result.tokens and not math.isfinite(result.nats):
-        raise Diverged(f"{spec.name}: after the last step the validation loss is {result.val_loss}.")
+    if spoilt := [f"{name} is {value}" for name, value in result.items() if not math.isfinite(value)]:
+        raise Diverged(f"{spec.name}: after the last step {', '.join(spoilt)}.")
     observer.phase(spec, "sample")
     with clock("sample"):
-        text = _write_sample(spec, folder, model, prepared)
-    entry = _entry(spec, folder, ledger, status="keep", **_measured(spec, recorder, result, model, text))
+        sample = task.sample(model)
+        atomic_write(folder.samples / f"step-{spec.optim.max_steps}.json", to_json(sample))
+    measured = _measured(spec, recorder, result, model, sample["text"])
+    entry = _entry(spec, folder, ledger, status="keep", **measured)
     if spec.lora.rank:
         save_lora_adapters(folder.path / "adapter", model, metadata={"base": spec.pretrained})
     atomic_write(folder.result, to_json(entry))
     _log_once(ledger, entry)
-    logger.info("done: val_bpb %.4f", entry.val_bpb)
-    observer.done(spec, entry.val_bpb)
+    score = result.get(task.metric, math.nan)
+    logger.info("done: %s %.4f", task.metric, score)
+    observer.done(spec, score)
     return entry
 
 
@@ -173,43 +172,21 @@ def measure_step_s(spec: RunSpec, prepared: PreparedData) -> float:
     return statistics.median(seconds[1:])  # the first one compiles
 
 
-def _eval_batches(spec: RunSpec, prepared: PreparedData, max_tokens: int) -> Iterable[Batch]:
-    """Validation batches of about max_tokens targets spread over the split; of all of it for 0."""
-    rows = max(spec.optim.batch_size, EVAL_ROWS)
-    return eval_batches(prepared.val, rows, spec.seq_len, max_tokens or None)
-
-
 def _settle(spec: RunSpec, prepared: PreparedData) -> RunSpec:
     """The spec with the number of steps that its budget buys."""
-    if prepared.vocab_size < 2:
-        raise UserError(f"{spec.data.dataset} has {prepared.vocab_size} token in all: there is nothing to predict.")
-    if spec.model.vocab_size < prepared.vocab_size:
-        raise UserError(
-            f"The model's vocab_size is {spec.model.vocab_size}, but the tokenizer has {prepared.vocab_size} tokens: "
-            f"set vocab_size to {prepared.vocab_size} or leave it out."
-        )
     if spec.budget.minutes is None:
         return with_steps(spec, steps_within(spec))
     return with_steps(spec, max(1, int(60 * spec.budget.minutes / measure_step_s(spec, prepared))))
 
 
-def _write_sample(spec: RunSpec, folder: RunFolder, model: LanguageModel, prepared: PreparedData) -> str:
-    """Continues the beginning of the validation text and keeps the result in samples/."""
-    prompt = [int(token) for token in prepared.val[: min(PROMPT_TOKENS, spec.seq_len)]]
-    text = sample_text(model, prepared.tokenizer, prompt, spec.sample_tokens, spec.seq_len, spec.seed)
-    atomic_write(
-        folder.samples / f"step-{spec.optim.max_steps}.json",
-        to_json({"prompt": prepared.tokenizer.decode(prompt), "text": text}),
-    )
-    return text
-
-
-def _measured(spec: RunSpec, recorder: Recorder, result: Score, model: LanguageModel, sample: str) -> dict[str, Any]:
+def _measured(
+    spec: RunSpec, recorder: Recorder, result: dict[str, float], model: LanguageModel, sample: str
+) -> dict[str, Any]:
     """The fields of the ledger entry of a run that ended well."""
     steps = spec.optim.max_steps
+    fields = {name: value for name, value in result.items() if name in MEASUREMENTS}
     return {
-        "val_bpb": result.val_bpb,
-        "val_loss": result.val_loss,
+        **fields,
         "train_loss": recorder.train_loss,
         "param_count": model.count_parameters(),
         "total_flops": float(steps * flops_per_step(spec)),
@@ -219,7 +196,7 @@ def _measured(spec: RunSpec, recorder: Recorder, result: Score, model: LanguageM
             "steps": steps,
             "tokens": steps * tokens_per_step(spec),
             "tokens_per_s": recorder.tokens_per_s,
-            "scored_tokens": result.tokens,
+            **{name: value for name, value in result.items() if name not in fields},
             **{f"{phase}_s": round(seconds, 3) for phase, seconds in recorder.seconds.items()},
             "curve": recorder.curve,
             "sample": sample,

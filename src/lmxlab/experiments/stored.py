@@ -5,7 +5,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from lmxlab.data import PreparedData
 from lmxlab.errors import UserError
 from lmxlab.experiments.finetune import fold_adapters, load_pretrained, put_adapters
 from lmxlab.experiments.spec import RunSpec, read_config
@@ -58,7 +57,7 @@ def read_result(folder: RunFolder) -> LogEntry | None:
     return entry if whole else None
 
 
-def check_same_run(spec: RunSpec, folder: RunFolder, prepared: PreparedData) -> RunSpec:
+def check_same_run(spec: RunSpec, folder: RunFolder, data_hash: str) -> RunSpec:
     """The folder's own spec, after checking that it is the run that was asked for.
 
     Raises:
@@ -75,15 +74,15 @@ def check_same_run(spec: RunSpec, folder: RunFolder, prepared: PreparedData) -> 
         raise UserError(
             f"{folder.path} is a run with other settings: {changes}. Resume it without settings, or start a new run."
         )
-    check_same_data(folder, prepared)
+    check_same_data(folder, data_hash)
     return stored
 
 
-def check_same_data(folder: RunFolder, prepared: PreparedData) -> None:
+def check_same_data(folder: RunFolder, data_hash: str) -> None:
     """UserError when the data is not what the run was started on: other text, so perhaps other ids for its tokens."""
     settings = json.loads(folder.config.read_text(encoding="utf-8"))
     data = settings.get("data")
-    if not isinstance(data, dict) or data.get("hash") != prepared.hash:
+    if not isinstance(data, dict) or data.get("hash") != data_hash:
         raise UserError(
             f"The data of {folder.path} has changed since the run was started, and with it what its tokens mean: "
             "bring the data back, or train anew."

@@ -111,7 +111,7 @@ class RunFolder:
         Those are the lines after `step` and the evaluation at `last`, the run's last step, made after its checkpoint.
         """
         kept = [row for row in self.read_metrics() if row["step"] <= step]
-        kept = [row for row in kept if row["step"] != last or "val_bpb" not in row]
+        kept = [row for row in kept if row["step"] != last or "loss" in row]
         atomic_write(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
     def save_checkpoint(self, trainer: "Trainer", metrics: dict[str, Any] | None = None, keep: int = 3) -> Path:
