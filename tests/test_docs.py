@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmxlab.cli.app import COMMANDS
+from lmxlab.models.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -48,3 +49,8 @@ def test_every_command_that_a_page_names_exists():
         named += [(page.name, name) for name in re.findall(r"`lmxlab ([a-z]+)", page.read_text(encoding="utf-8"))]
     assert named
     assert [(place, name) for place, name in named if name not in COMMANDS] == []
+
+
+def test_the_readme_counts_the_families():
+    told = re.search(r"^(\d+) families", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    assert told and int(told[1]) == len(FAMILIES)

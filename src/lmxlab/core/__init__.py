@@ -3,6 +3,7 @@
 from lmxlab.core.attention import GQA, MHA, ChunkedGQA, SlidingWindowGQA
 from lmxlab.core.block import ConfigurableBlock
 from lmxlab.core.config import BlockConfig, ModelConfig
+from lmxlab.core.deltanet import GatedDeltaNet
 from lmxlab.core.ffn import GatedFFN, StandardFFN
 from lmxlab.core.lora import (
     LoRALinear,
@@ -30,6 +31,7 @@ __all__ = [
     "BlockConfig",
     "ChunkedGQA",
     "ConfigurableBlock",
+    "GatedDeltaNet",
     "GatedFFN",
     "LoRALinear",
     "LoRAQuantizedLinear",
