@@ -17,10 +17,11 @@ def test_layers_that_are_alike_share_a_letter() -> None:
         "embedding 262,144 x 1,152, times 33.94",
         "layers AAAAABAAAAABAAAAABAAAAABAA",
         "  A (x22)",
-        "    x + rms_norm(sliding_window_gqa(rms_norm(x)))   4 heads on 1 of 256, window_size 512, rope 10,000",
+        "    x + rms_norm(sliding_window_gqa(rms_norm(x)))   "
+        "4 heads on 1 of 256, qk_norm True, window_size 512, rope 10,000",
         "    x + rms_norm(gated(rms_norm(x)))                d_ff 6,912",
         "  B (x4)",
-        "    x + rms_norm(gqa(rms_norm(x)))     4 heads on 1 of 256, rope 1,000,000",
+        "    x + rms_norm(gqa(rms_norm(x)))     4 heads on 1 of 256, qk_norm True, rope 1,000,000",
         "    x + rms_norm(gated(rms_norm(x)))   d_ff 6,912",
         "rms_norm and the embedding, transposed",
     ]

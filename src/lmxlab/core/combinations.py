@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmxlab.core.component_fields import ROTATED, ROTATES_ITSELF, check_all_read
+from lmxlab.core.component_fields import MIXTURES, ROTATED, ROTATES_ITSELF, check_all_read
 from lmxlab.core.fields import check
 from lmxlab.errors import UnknownNameError, UserError
 
@@ -31,7 +31,7 @@ def check_combinations(config: Any) -> None:
     if config.rope_dim is not None and (config.rope_dim % 2 or config.rope_dim < 0):
         raise UserError(f"rope_dim is {config.rope_dim}; rope rotates pairs of channels, so it must be even, or 0")
     check_all_read(config)
-    if config.ffn in ("moe", "shared_moe", "latent_moe") and config.n_experts is not None:
+    if config.ffn in MIXTURES and config.n_experts is not None:
         check_experts(config, config.n_experts, config.top_k_experts)
     if config.activation is not None:
         if config.ffn not in ACTIVATIONS:

@@ -10,13 +10,16 @@ from lmxlab.errors import UserError
 # Attention whose q and k the block's rope rotates.
 ROTATED = ("mha", "gqa", "sliding_window_gqa", "chunked_gqa", "sparse_gqa", "gqa_mamba2")
 
-# What those read, and of it what says how the block's rope is used.
-SOFTMAX = ("output_gate", "rope_interleaved", "qk_l2_norm", "temperature_floor")
+# What everything reads that has scores.
+SCORES = ("attention_scale", "attention_softcap")
+# What rotated attention reads, and of it what says how the block's rope is used.
+SOFTMAX = (*SCORES, "qk_norm", "output_gate", "rope_interleaved", "qk_l2_norm", "temperature_floor")
 OF_ROPE = ("rope_interleaved", "qk_l2_norm")
 # What latent attention reads; it rotates a part of its own, so that the block has no rope.
-LATENT = ("kv_lora_rank", "q_lora_rank", "rope_dim", "qk_nope_head_dim", "v_head_dim")
+LATENT = (*SCORES, "kv_lora_rank", "q_lora_rank", "rope_dim", "qk_nope_head_dim", "v_head_dim")
 ROTATES_ITSELF = ("mla", "dsa")
-# What every mixture of experts reads.
+# Mixtures of experts, and what every one of them reads.
+MIXTURES = ("moe", "shared_moe", "latent_moe")
 ROUTED = ("n_experts", "moe_d_ff", "router_scores", "router_normalized", "router_balanced", "router_scales_input")
 
 READS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -27,7 +30,10 @@ READS: dict[str, dict[str, tuple[str, ...]]] = {
         "chunked_gqa": (*SOFTMAX, "attention_chunk_size"),
         "mla": LATENT,
         "dsa": (*LATENT, "index_n_heads", "index_head_dim", "index_top_k"),
-        "sparse_gqa": ("sparse_compress_ratio", "sparse_select_k", "window_size", "rope_interleaved"),
+        "sparse_gqa": (
+            *("sparse_compress_ratio", "sparse_select_k", "window_size"),
+            *(*SCORES, "qk_norm", "rope_interleaved"),
+        ),
         "gated_deltanet": (
             *("use_short_conv", "linear_n_key_heads", "linear_n_value_heads"),
             *("linear_key_head_dim", "linear_value_head_dim"),
@@ -67,3 +73,8 @@ def check_all_read(config: Any) -> None:
     for name in OF_ROPE:
         if getattr(config, name) and config.position != "rope":
             raise UserError(f"{name} would be ignored: position is {config.position!r}; set position='rope'")
+    if config.partial_rotary_factor != 1 and config.position != "rope":
+        raise UserError(
+            f"partial_rotary_factor {config.partial_rotary_factor} would be ignored: position is {config.position!r}; "
+            "set position='rope'"
+        )

@@ -5,9 +5,9 @@ import math
 from typing import Any
 
 from lmxlab.core import deltanet, mamba2, mla
-from lmxlab.core.component_fields import ROTATES_ITSELF, ROUTED
+from lmxlab.core.component_fields import MIXTURES, ROTATES_ITSELF, ROUTED
+from lmxlab.core.components import ffn_registry
 from lmxlab.core.config import BlockConfig, ModelConfig
-from lmxlab.core.ffn import ffn_registry
 from lmxlab.core.fields import Derived
 from lmxlab.core.mamba_options import MambaOptions, Multipliers
 from lmxlab.core.rope_scaling import RopeScaling
@@ -18,8 +18,8 @@ LEFT_OUT = (
     *("pre_norm", "attention_bias", "output_bias", "attention_scale", "mamba_expand"),
 )
 
-MIXTURES = ("moe", "shared_moe", "latent_moe")
-UNROUTED = (
+# What only a mixture of experts reads.
+OF_MIXTURES = (
     *ROUTED,
     *("n_shared_experts", "shared_expert_d_ff", "shared_expert_gate", "moe_latent_size", "top_k_experts"),
     *("moe_routed_scaling_factor", "moe_n_groups", "moe_topk_groups"),
@@ -76,7 +76,7 @@ def _block_meaning(block: BlockConfig) -> dict[str, Any]:
     if block.ffn in MIXTURES:
         fields |= _mixture_meaning(block)
     else:
-        fields |= dict.fromkeys(UNROUTED)
+        fields |= dict.fromkeys(OF_MIXTURES)
     if block.activation is None and block.ffn not in MIXTURES:
         fields["activation"] = {"standard": "gelu", "gated": "silu"}.get(block.ffn)
     return {name: _number(value) for name, value in fields.items() if value is not None}
