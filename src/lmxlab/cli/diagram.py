@@ -4,8 +4,8 @@ import dataclasses
 import string
 import textwrap
 
-from lmxlab.core.attention import attention_registry
 from lmxlab.core.component_fields import READS, ROTATED, ROTATES_ITSELF
+from lmxlab.core.components import attention_registry
 from lmxlab.core.config import BlockConfig, ModelConfig
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase

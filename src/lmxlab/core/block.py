@@ -3,12 +3,11 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from lmxlab.core import components  # noqa: F401  # registers what stands in files of its own
-from lmxlab.core.attention import CacheLike, attention_registry
+from lmxlab.core.attention import CacheLike
 from lmxlab.core.cache import Cache, as_cache
+from lmxlab.core.components import attention_registry, ffn_registry
 from lmxlab.core.config import EMBEDDING_POSITIONS, BlockConfig
 from lmxlab.core.dropout import Dropout
-from lmxlab.core.ffn import ffn_registry
 from lmxlab.core.mask import Mask
 from lmxlab.core.norm import norm_registry
 from lmxlab.core.position import ALiBi, NoPosition, RoPE, position_registry

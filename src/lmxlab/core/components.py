@@ -1,4 +1,4 @@
-"""Every component that stands in a file of its own, under the name that configs give it."""
+"""The tables of mixers and of feed-forward networks, with those that stand in files of their own."""
 
 from lmxlab.core.attention import attention_registry
 from lmxlab.core.deltanet import GatedDeltaNet
@@ -11,6 +11,8 @@ from lmxlab.core.mla import MLA
 from lmxlab.core.moe import LatentMoEFFN, MoEFFN, SharedExpertMoEFFN
 from lmxlab.core.parallel_mixer import GQAMamba2
 from lmxlab.core.sparse_attention import SparseGQA
+
+__all__ = ["attention_registry", "ffn_registry"]
 
 attention_registry.register("sparse_gqa", SparseGQA)
 attention_registry.register("gated_deltanet", GatedDeltaNet)

@@ -26,7 +26,7 @@ def delta_rule(
     """The gated delta rule in the form that suits the length.
 
     Args:
-        q, k: (B, Hk, T, Dk) float32, Hk dividing H: each key head serves H / Hkey consecutive value heads.
+        q, k: (B, Hk, T, Dk) float32, Hk dividing H: each key head serves H / Hk consecutive value heads.
         v: (B, H, T, Dv) float32.
         log_decay: (B, H, T) float32, log(alpha), at most 0.
         beta: (B, H, T) float32, how much of the error is written; 0 writes nothing.

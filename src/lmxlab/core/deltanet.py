@@ -1,7 +1,5 @@
 """Gated DeltaNet: linear attention whose memory fades and corrects itself, of a size that no context changes."""
 
-import math
-
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -11,14 +9,13 @@ from lmxlab.core.cache import RecurrentCache, as_cache
 from lmxlab.core.config import BlockConfig
 from lmxlab.core.delta_rule import delta_rule, flops_per_token
 from lmxlab.core.linear import Linear
+from lmxlab.core.mamba2 import FIRST_RATE, first_dt_bias
 from lmxlab.core.mask import Mask
 from lmxlab.core.position import RoPE
 from lmxlab.core.short_conv import ShortConv
 from lmxlab.errors import UserError
 
 L2_EPS = 1e-6
-DT_RANGE = (0.001, 0.1)  # of softplus(dt_bias) at the start, as in Mamba-2 (2405.21060)
-A_RANGE = (1.0, 16.0)
 
 
 class GatedDeltaNet(AttentionBase):
@@ -51,11 +48,10 @@ class GatedDeltaNet(AttentionBase):
         self.init_weights(0.02)
 
     def init_weights(self, std: float) -> None:
-        """A uniform in [1, 16], softplus(dt_bias) log-uniform in [0.001, 0.1]: memories of 1 to 1,000 tokens."""
+        """Rates and steps as in Mamba-2, so memories of 1 to 1,000 tokens."""
         n_heads = self.A_log.shape
-        self.A_log = mx.log(mx.random.uniform(*A_RANGE, n_heads))
-        dt = mx.exp(mx.random.uniform(math.log(DT_RANGE[0]), math.log(DT_RANGE[1]), n_heads))
-        self.dt_bias = dt + mx.log(-mx.expm1(-dt))  # the inverse of softplus
+        self.A_log = mx.log(mx.random.uniform(*FIRST_RATE, n_heads))
+        self.dt_bias = first_dt_bias(n_heads)
 
     def __call__(
         self, x: mx.array, mask: Mask = None, cache: CacheLike = None, rope: RoPE | None = None

@@ -166,4 +166,4 @@ def first_dt_bias(shape: tuple[int, ...]) -> mx.array:
     """dt_bias such that softplus(dt_bias) is log-uniform in FIRST_DT."""
     low, high = map(math.log, FIRST_DT)
     dt = mx.exp(mx.random.uniform(low, high, shape))
-    return dt + mx.log(-mx.expm1(-dt))
+    return dt + mx.log(-mx.expm1(-dt))  # the inverse of softplus

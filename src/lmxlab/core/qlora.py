@@ -4,7 +4,7 @@ from typing import Unpack
 
 import mlx.nn as nn
 
-from lmxlab.core.lora import adapt, choose
+from lmxlab.core.adapters import adapt, choose
 from lmxlab.core.low_rank import LoRAQuantizedLinear, Options
 from lmxlab.errors import UserError
 

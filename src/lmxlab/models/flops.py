@@ -1,8 +1,7 @@
 """FLOPs of a model by formula: each component counts its own matrix products."""
 
-from lmxlab.core.attention import attention_registry
+from lmxlab.core.components import attention_registry, ffn_registry
 from lmxlab.core.config import ModelConfig
-from lmxlab.core.ffn import ffn_registry
 
 
 def forward_flops_per_token(config: ModelConfig, seq_len: int | None = None) -> int:
