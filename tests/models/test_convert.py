@@ -87,7 +87,7 @@ def names_of_llama(n_layers: int) -> list[str]:
 
 def test_what_cannot_be_quantised_is_refused(tmp_path: Path) -> None:
     folder = save(tmp_path, LLAMA, llama_weights())
-    with pytest.raises(UserError, match="quantize is 7; it must be one of"):
+    with pytest.raises(UserError, match="bits is 7; affine has 1, 2"):
         load_from_hf(folder, quantize=7)
     with pytest.raises(UserError, match="no multiple of 64"):
         load_from_hf(folder, quantize=4)

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from lmxlab.core.config import ModelConfig
 from lmxlab.core.precision import cast
-from lmxlab.core.quantize import module_at, quantize_model
+from lmxlab.core.quantize import check_quantization, module_at, quantize_model
 from lmxlab.errors import MissingExtraError, UserError, some
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.families import FAMILIES
@@ -22,7 +22,7 @@ from lmxlab.models.weight_map import Transfer
 WeightMapFn = Callable[[str], str | None]
 """A Hugging Face weight name -> ours, or None to skip it."""
 
-QUANTIZED_BITS, GROUP_SIZE = (2, 3, 4, 5, 6, 8), 64  # what MLX's affine mode takes
+GROUP_SIZE = 64  # weights that share a scale
 
 # Buffers that old checkpoints carry and that follow from the config.
 BUFFERS = r".*(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)"
@@ -82,7 +82,7 @@ def load_from_hf(
         repo_id: a local folder as `save_pretrained` writes it, or a repo of the Hugging Face hub.
         revision: branch, tag or commit of the repo.
         dtype: what the weights are cast to.
-        quantize: bits per weight of the matrices, one of 2, 3, 4, 5, 6, 8, with a scale and an offset for each 64
+        quantize: bits per weight of the matrices, one of 1, 2, 3, 4, 5, 6, 8, with a scale and an offset for each 64
             weights; None leaves them whole.
 
     Returns:
@@ -93,8 +93,8 @@ def load_from_hf(
             torn or of another shape; the message names them.
         ImportError: a hub repo without huggingface_hub installed.
     """
-    if quantize not in (None, *QUANTIZED_BITS):
-        raise UserError(f"quantize is {quantize!r}; it must be one of {QUANTIZED_BITS} bits, or None")
+    if quantize is not None:
+        check_quantization(quantize, GROUP_SIZE, "affine")
     folder = Path(repo_id)
     if not folder.is_dir():
         folder = _download(repo_id, revision)

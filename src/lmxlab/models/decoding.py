@@ -22,6 +22,11 @@ class Step(NamedTuple):
     tokens: mx.array
     logits: mx.array
 
+    def log_probs(self) -> mx.array:
+        """(B,) float32: of the tokens under the model itself, at temperature 1 and without limits."""
+        logits = self.logits.astype(mx.float32)
+        return mx.take_along_axis(logits, self.tokens[:, None], axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
+
 
 def decode(
     model: LanguageModel,

@@ -1,12 +1,11 @@
 """DeepSeek-V2 (2405.04434) and V3 (2412.19437): latent attention, and experts beside shared ones."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.core.rope_scaling import RopeScaling
-from lmxlab.models.decoder import decoder_block
+from lmxlab.models.decoder import decoder_block, layered
 
 V2_YARN = RopeScaling("yarn", 40.0, 4096, mscale=0.707, mscale_all_dim=0.707)
 V3_YARN = RopeScaling("yarn", 40.0, 4096, mscale=1.0, mscale_all_dim=1.0)
@@ -14,6 +13,7 @@ V3_EXPERT_SHARE = 9  # d_ff / moe_d_ff as published
 
 # Sizes of the latents and of the parts of a head at laboratory size.
 LAB = {"kv_lora_rank": 32, "q_lora_rank": 48, "rope_dim": 16, "qk_nope_head_dim": 32, "v_head_dim": 32}
+V3_LAB = LAB | {"n_experts": 4, "top_k_experts": 2, "moe_d_ff": 112}
 
 
 def deepseek_config(
@@ -199,9 +199,3 @@ def v2_mixture(dense: BlockConfig, **fields: Any) -> BlockConfig:
 def v3_mixture(dense: BlockConfig, **fields: Any) -> BlockConfig:
     """The layer with DeepSeek-V3's mixture in the place of its SwiGLU."""
     return dataclasses.replace(dense, ffn="shared_moe", **fields)
-
-
-def layered(blocks: Sequence[BlockConfig], vocab_size: int, tied: bool) -> ModelConfig:
-    """A model of these blocks; all equal ones become the template alone."""
-    alike = all(block == blocks[0] for block in blocks)
-    return ModelConfig(blocks[0], vocab_size, len(blocks), tied, None if alike else tuple(blocks))

@@ -4,9 +4,9 @@ from typing import Any
 
 from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.errors import UserError
-from lmxlab.models.deepseek import layered, v2_mixture, v3_mixture
+from lmxlab.models.deepseek import v2_mixture, v3_mixture
 from lmxlab.models.experts import dense_layers, expert_rules
-from lmxlab.models.hf_config import Converter, HFConfig, block_from_hf, decoder_to_hf
+from lmxlab.models.hf_config import Converter, HFConfig, block_from_hf, decoder, decoder_to_hf
 from lmxlab.models.llama import LLAMA_LAYER, llama_rules
 
 LATENT = {
@@ -135,7 +135,7 @@ def _model(hf: HFConfig, dense: BlockConfig, sparse: BlockConfig, n_dense: int) 
     n_layers = hf["num_hidden_layers"]
     n_dense = min(n_dense, n_layers)
     blocks = [dense] * n_dense + [sparse] * (n_layers - n_dense)
-    return layered(blocks, hf["vocab_size"], hf.get("tie_word_embeddings", False))
+    return decoder(hf, blocks)
 
 
 DEEPSEEK_V2 = Converter("deepseek_v2", "DeepseekV2ForCausalLM", config_from_deepseek_v2, deepseek_v2_to_hf, RULES)

@@ -6,15 +6,14 @@ from typing import Any
 from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.errors import UserError
-from lmxlab.models.deepseek import LAB as V3_LAB
-from lmxlab.models.deepseek import V3_YARN, deepseek_v3_config, layered
+from lmxlab.models.decoder import layered
+from lmxlab.models.deepseek import V3_LAB, V3_YARN, deepseek_v3_config
 from lmxlab.models.deepseek_hf import LATENT, SHARED, deepseek_v3_to_hf, dense_from_hf, v3_from_hf
 from lmxlab.models.experts import dense_layers, expert_rules
-from lmxlab.models.hf_config import Converter, HFConfig
+from lmxlab.models.hf_config import Converter, HFConfig, decoder
 from lmxlab.models.llama import LLAMA_LAYER, llama_rules
 
-LAB = V3_LAB | {"n_experts": 4, "top_k_experts": 2, "moe_d_ff": 112}
-LAB |= {"index_n_heads": 4, "index_head_dim": 32, "index_top_k": 32}
+LAB = V3_LAB | {"index_n_heads": 4, "index_head_dim": 32, "index_top_k": 32}
 
 
 def deepseek_v32_config(
@@ -109,7 +108,7 @@ def config_from_deepseek_v32(hf: HFConfig) -> ModelConfig:
     if unknown:
         raise UserError(f"Unsupported kinds of layers in a {hf.model_type} config: {sorted(unknown)}")
     blocks: list[BlockConfig] = [dense if kind == "dense" else sparse for kind in kinds]
-    return layered(blocks, hf["vocab_size"], hf.get("tie_word_embeddings", False))
+    return decoder(hf, blocks)
 
 
 def deepseek_v32_to_hf(config: ModelConfig) -> dict[str, Any]:

@@ -9,14 +9,13 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from lmxlab.core.config import ModelConfig
-from lmxlab.errors import UserError
+from lmxlab.errors import UserError, some
 from lmxlab.files import atomic_directory
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.convert import CONVERTERS, config_from_hf, shapes_of
 from lmxlab.models.hf_config import Converter
 from lmxlab.models.meaning import meaning
 from lmxlab.models.weight_files import INDEX
-from lmxlab.models.weight_map import some
 
 SHARD_BYTES = 5_000_000_000  # what the hub asks for
 

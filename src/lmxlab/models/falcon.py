@@ -6,7 +6,7 @@ from lmxlab.core.config import ModelConfig
 from lmxlab.core.mamba2 import heads_of
 from lmxlab.core.mamba_options import MambaOptions, Multipliers
 from lmxlab.errors import UserError
-from lmxlab.models.decoder import decoder_block
+from lmxlab.models.decoder import decoder_block, layered
 from lmxlab.models.hf_config import Converter, HFConfig, block_from_hf, decoder, decoder_to_hf
 from lmxlab.models.mamba import MAMBA2_MIXER, dt_limits, dt_limits_to_hf, inner_width, under
 from lmxlab.models.weight_map import per_layer, rename
@@ -16,6 +16,13 @@ KINDS = {
     "M": {"attention": "mamba2", "position": "none"},
     "*": {"attention": "gqa", "position": "rope"},
     "H": {"attention": "gqa_mamba2", "position": "rope"},
+}
+
+
+# At laboratory size.
+LAB = {
+    "hybrid_pattern": "HHHH",
+    **{"mamba_n_heads": 8, "mamba_head_dim": 32, "ssm_state_size": 32, "mamba_n_groups": 1, "mamba_chunk_size": 32},
 }
 
 
@@ -76,15 +83,7 @@ def falcon_h1_config(
         "multipliers": multipliers,
     }
     blocks = [decoder_block(**common, **KINDS[kind], **({} if kind == "*" else mamba)) for kind in hybrid_pattern]
-    return ModelConfig(
-        blocks[0],
-        vocab_size,
-        len(blocks),
-        tie_embeddings,
-        None if len(set(hybrid_pattern)) == 1 else tuple(blocks),
-        embed_scale=embed_scale,
-        logit_scale=logit_scale,
-    )
+    return layered(blocks, vocab_size, tie_embeddings, embed_scale=embed_scale, logit_scale=logit_scale)
 
 
 def falcon_h1_tiny() -> ModelConfig:

@@ -114,7 +114,7 @@ FAMILIES: dict[str, Family] = {
             _presets(qwen3_moe.qwen3_moe_tiny, qwen3_moe.qwen3_30b_a3b, qwen3_moe.qwen3_235b_a22b),
             "Qwen 3 with 8 of 128 experts",
             qwen3_moe.QWEN3_MOE,
-            {"n_experts": 4, "top_k_experts": 2, "moe_d_ff": 168},
+            qwen3_moe.LAB,
         ),
         Family(
             "deepseek",
@@ -132,13 +132,16 @@ FAMILIES: dict[str, Family] = {
             _presets(deepseek.deepseek_v3_tiny, deepseek.deepseek_v3_671b),
             "latent attention, a shared expert and 8 of 256, balanced by a bias",
             deepseek_hf.DEEPSEEK_V3,
-            deepseek.LAB | {"n_experts": 4, "top_k_experts": 2, "moe_d_ff": 112},
+            deepseek.V3_LAB,
         ),
         Family(
-            "deepseek_v32", deepseek_v32.deepseek_v32_config, deepseek_v32.deepseek_v32_tiny,
+            "deepseek_v32",
+            deepseek_v32.deepseek_v32_config,
+            deepseek_v32.deepseek_v32_tiny,
             _presets(deepseek_v32.deepseek_v32_tiny, deepseek_v32.deepseek_v32_exp),
             "DeepSeek-V3 that reads the tokens that an indexer chooses",
-            deepseek_v32.DEEPSEEK_V32, deepseek_v32.LAB,
+            deepseek_v32.DEEPSEEK_V32,
+            deepseek_v32.LAB,
         ),
         Family(
             "mixtral",
@@ -147,7 +150,7 @@ FAMILIES: dict[str, Family] = {
             _presets(mixtral.mixtral_tiny, mixtral.mixtral_8x7b, mixtral.mixtral_8x22b),
             "Mistral with 2 of 8 experts",
             mixtral.MIXTRAL,
-            {"n_experts": 4, "d_ff": 168},
+            mixtral.LAB,
         ),
         Family(
             "qwen3_next",
@@ -156,11 +159,7 @@ FAMILIES: dict[str, Family] = {
             _presets(qwen3_next.qwen3_next_tiny, qwen3_next.qwen3_next_80b_a3b),
             "Gated DeltaNet, every fourth layer gated attention, 10 of 512 experts and a shared one",
             qwen3_next.QWEN3_NEXT,
-            {
-                **{"n_experts": 4, "top_k_experts": 2, "moe_d_ff": 112, "shared_expert_d_ff": 112},
-                **{"linear_n_key_heads": 2, "linear_n_value_heads": 4},
-                **{"linear_key_head_dim": 32, "linear_value_head_dim": 32},
-            },
+            qwen3_next.LAB,
         ),
         Family(
             "qwen35",
@@ -217,11 +216,7 @@ FAMILIES: dict[str, Family] = {
             _presets(falcon.falcon_h1_tiny, falcon.falcon_h1_10m, falcon.falcon_h1_0_5b),
             "Grouped-query attention and Mamba-2, in parallel in every block or layer by layer",
             falcon.FALCON_H1,
-            {
-                "hybrid_pattern": "HHHH",
-                **{"mamba_n_heads": 8, "mamba_head_dim": 32, "ssm_state_size": 32, "mamba_n_groups": 1},
-                "mamba_chunk_size": 32,
-            },
+            falcon.LAB,
         ),
         Family(
             "mamba",
@@ -233,7 +228,7 @@ FAMILIES: dict[str, Family] = {
             ),
             "Selective state-space mixers alone, a rate of decay for every channel and state",
             mamba.MAMBA,
-            {"n_layers": 8},  # two for each block of attention and FFN (2312.00752, section 3.4)
+            mamba.LAB,
         ),
         Family(
             "mamba2",
@@ -242,7 +237,7 @@ FAMILIES: dict[str, Family] = {
             _presets(mamba.mamba2_tiny, mamba.mamba2_130m, mamba.mamba2_780m, mamba.mamba2_2_7b),
             "State-space mixers alone, a rate of decay for every head",
             mamba.MAMBA2,
-            {"n_layers": 8, "mamba_head_dim": 32, "ssm_state_size": 32, "mamba_chunk_size": 32},
+            mamba.LAB2,
         ),
         Family(
             "jamba",
@@ -251,9 +246,7 @@ FAMILIES: dict[str, Family] = {
             _presets(jamba.jamba_tiny, jamba.jamba_10m, jamba.jamba_v0_1, jamba.jamba_1_5_mini),
             "Mamba mixers with attention in some layers and mixtures of experts in some",
             jamba.JAMBA,
-            {
-                **{"mixer": "mamba1", "attn_every": 4, "attn_offset": 2, "moe_offset": 1, "n_experts": 4},
-            },
+            jamba.LAB,
         ),
         Family(
             "nemotron",
@@ -262,23 +255,19 @@ FAMILIES: dict[str, Family] = {
             _presets(nemotron.nemotron3_tiny, nemotron.nemotron3_8b, nemotron.nemotron3_nano, nemotron.nemotron3_super),
             "One norm and one mixer per layer: Mamba-2, attention, experts or a squared-ReLU network",
             nemotron_hf.NEMOTRON_H,
-            {
-                "hybrid_override_pattern": "MEMEM*E-",
-                **{"mamba_n_heads": 8, "mamba_head_dim": 32, "ssm_state_size": 32, "mamba_n_groups": 1},
-                **{"mamba_chunk_size": 32, "n_experts": 8, "top_k_experts": 2, "moe_latent_size": 64, "moe_d_ff": 128},
-                **{"shared_expert_d_ff": 256, "moe_routed_scaling_factor": 1.0, "moe_n_groups": 1},
-                "moe_topk_groups": 1,
-            },
+            nemotron.LAB,
         ),
         Family(
             "llama4",
             llama4.llama4_scout_config,
             llama4.llama4_scout_tiny,
-            _presets(llama4.llama4_scout_tiny, llama4.llama4_maverick_tiny, llama4.llama4_scout_17b_16e,
-                     llama4.llama4_maverick_17b_128e),
+            _presets(
+                llama4.llama4_scout_tiny, llama4.llama4_maverick_tiny, llama4.llama4_scout_17b_16e,
+                llama4.llama4_maverick_17b_128e,
+            ),
             "LLaMA in chunks, one of 16 experts beside a shared one, every fourth layer global without rotation",
             llama4.LLAMA4,
-            {"n_experts": 4, "d_ff": 168},
+            llama4.LAB,
         ),
     )
 }  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.errors import UserError
-from lmxlab.models.decoder import decoder_block
+from lmxlab.models.decoder import decoder_block, layered
 from lmxlab.models.weight_map import Rule, Transfer, renaming, transfers
 
 # Fields that no forward pass of a model in evaluation depends on.
@@ -134,11 +134,8 @@ def block_from_hf(hf: HFConfig, **own: Any) -> BlockConfig:
 
 
 def decoder(hf: HFConfig, blocks: Sequence[BlockConfig], tied: bool = False, **own: Any) -> ModelConfig:
-    """A model of these blocks, one per layer; all equal ones become the template alone."""
-    alike = all(block == blocks[0] for block in blocks)
-    tied = hf.get("tie_word_embeddings", tied)
-    per_layer = None if alike else tuple(blocks)
-    return ModelConfig(blocks[0], hf["vocab_size"], len(blocks), tie_embeddings=tied, block_configs=per_layer, **own)
+    """`layered` with the vocabulary and the tying that the config names, tied or not where it names none."""
+    return layered(blocks, hf["vocab_size"], hf.get("tie_word_embeddings", tied), **own)
 
 
 def windowed(hf: HFConfig, block: BlockConfig, kinds: Sequence[str]) -> list[BlockConfig]:

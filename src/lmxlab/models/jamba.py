@@ -12,6 +12,9 @@ from lmxlab.models.hf_config import Converter, HFConfig, block_from_hf, decoder,
 from lmxlab.models.mamba import MAMBA1_MIXER, OF_OTHERS, inner_width, under
 from lmxlab.models.weight_map import per_layer, rename, rule
 
+# At laboratory size.
+LAB = {"mixer": "mamba1", "attn_every": 4, "attn_offset": 2, "moe_offset": 1, "n_experts": 4}
+
 
 def jamba_config(
     vocab_size: int = 65536,

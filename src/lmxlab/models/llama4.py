@@ -21,6 +21,7 @@ ROUTING: dict[str, Any] = {
     "router_balanced": False,
     "router_scales_input": True,
 }
+LAB = {"n_experts": 4, "d_ff": 168}  # at laboratory size
 
 
 def llama4_scout_config(

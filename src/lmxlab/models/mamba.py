@@ -16,6 +16,11 @@ OF_OTHERS = (
 )
 
 
+# At laboratory size: two layers for each block of attention and FFN (2312.00752, section 3.4).
+LAB = {"n_layers": 8}
+LAB2 = LAB | {"mamba_head_dim": 32, "ssm_state_size": 32, "mamba_chunk_size": 32}
+
+
 def mamba_block(**fields: Any) -> BlockConfig:
     """A norm and a mixer; `fields` of BlockConfig add to that or replace it."""
     common = {"ffn": "none", "norm": "rms_norm", "position": "none", "bias": False, "n_heads": 1}

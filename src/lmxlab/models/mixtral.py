@@ -8,6 +8,8 @@ from lmxlab.models.experts import expert_rules
 from lmxlab.models.hf_config import Converter, HFConfig, block_from_hf, decoder, decoder_to_hf, windowed
 from lmxlab.models.llama import LLAMA_LAYER, llama_rules
 
+LAB = {"n_experts": 4, "d_ff": 168}  # at laboratory size
+
 
 def mixtral_config(
     vocab_size: int = 32000,

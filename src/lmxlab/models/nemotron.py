@@ -11,6 +11,15 @@ from lmxlab.models.mamba import inner_width
 KINDS = "ME*-"
 
 
+# At laboratory size.
+LAB = {
+    "hybrid_override_pattern": "MEMEM*E-",
+    **{"mamba_n_heads": 8, "mamba_head_dim": 32, "ssm_state_size": 32, "mamba_n_groups": 1, "mamba_chunk_size": 32},
+    **{"n_experts": 8, "top_k_experts": 2, "moe_latent_size": 64, "moe_d_ff": 128, "shared_expert_d_ff": 256},
+    **{"moe_routed_scaling_factor": 1.0, "moe_n_groups": 1, "moe_topk_groups": 1},
+}
+
+
 def nemotron3_config(
     hybrid_override_pattern: str = "MEME*ME*",
     vocab_size: int = 256000,

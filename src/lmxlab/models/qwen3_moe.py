@@ -9,6 +9,8 @@ from lmxlab.models.experts import dense_layers, expert_rules
 from lmxlab.models.hf_config import Converter, HFConfig, block_from_hf, decoder, decoder_to_hf, windowed
 from lmxlab.models.llama import LLAMA_LAYER, QK_NORM, llama_rules
 
+LAB = {"n_experts": 4, "top_k_experts": 2, "moe_d_ff": 168}  # at laboratory size
+
 
 def qwen3_moe_config(
     vocab_size: int = 151936,

@@ -16,6 +16,13 @@ from lmxlab.models.llama import LLAMA_LAYER, QK_NORM, llama_rules
 from lmxlab.models.qwen35 import LINEAR_RULES, hybrid_attention, hybrid_layers, is_linear, linear_layer, qwen35_to_hf
 from lmxlab.models.weight_map import Rule, Shape, rename, rule
 
+# At laboratory size.
+LAB = {
+    **{"n_experts": 4, "top_k_experts": 2, "moe_d_ff": 112, "shared_expert_d_ff": 112},
+    **{"linear_n_key_heads": 2, "linear_n_value_heads": 4},
+    **{"linear_key_head_dim": 32, "linear_value_head_dim": 32},
+}
+
 
 def qwen3_next_config(
     vocab_size: int = 151936,
