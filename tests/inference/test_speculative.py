@@ -182,7 +182,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="knows 60 tokens and the target 61.*same tokenizer"):
         speculative_decode(target, other, prompt)
     for bad, settings, message in (
-        (tokens(2, 4), {}, "one row"),
+        (tokens(2, 4), {}, "one prompt"),
         (mx.zeros((1, 0), mx.int32), {}, "at least one token"),
         (prompt, {"draft_tokens": 0}, "draft_tokens 0"),
         (prompt, {"max_tokens": -1}, "max_tokens is -1"),

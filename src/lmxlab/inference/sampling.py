@@ -63,9 +63,7 @@ def sample_rows(
     ends: list[int | None] = [None] * n
     steps: list[mx.array] = []
     for step in decode(model, rows, max_tokens, sampler, keys=keys, cache=cache):
-        logits = step.logits.astype(mx.float32)
-        chosen = mx.take_along_axis(logits, step.tokens[:, None], axis=-1)[:, 0]
-        steps.append(chosen - mx.logsumexp(logits, axis=-1))
+        steps.append(step.log_probs())
         mx.async_eval(steps[-1])
         tokens: list[int] = step.tokens.tolist()  # type: ignore[assignment]
         for i, token in enumerate(tokens):

@@ -7,6 +7,7 @@ import mlx.core as mx
 from lmxlab.errors import UserError
 from lmxlab.inference.drafters import Draft, Drafter, ModelDrafter
 from lmxlab.inference.rollback import Mark
+from lmxlab.inference.sampling import one_prompt
 from lmxlab.models.base import LanguageModel, check_tokens, evaluating
 from lmxlab.models.decoding import prefill
 from lmxlab.models.sampling import Keys, Sampler
@@ -44,9 +45,7 @@ def speculative_decode(
     Raises:
         UserError: a drafter with another vocabulary, or an argument out of its range.
     """
-    prompt = prompt[None] if prompt.ndim == 1 else prompt
-    if prompt.ndim != 2 or prompt.shape[0] != 1 or prompt.size == 0:
-        raise UserError(f"The prompt has shape {tuple(prompt.shape)}; give one row of at least one token")
+    prompt = one_prompt(prompt)
     if max_tokens < 0 or draft_tokens < 1:
         raise UserError(f"max_tokens is {max_tokens} and draft_tokens {draft_tokens}; give at least 0 and 1")
     drafter = ModelDrafter(draft_model) if isinstance(draft_model, LanguageModel) else draft_model

@@ -211,10 +211,8 @@ def _expand(
     rows = mx.repeat(with_prompt(prompt, leaf.tokens), n_children, axis=0)
     drawn, log_probs = [], []
     for step in decode(model, rows, n_new, sampler, keys=keys, cache=cache):
-        logits = step.logits.astype(mx.float32)
-        chosen = mx.take_along_axis(logits, step.tokens[:, None], axis=-1)[:, 0]
         drawn.append(step.tokens)
-        log_probs.append(chosen - mx.logsumexp(logits, axis=-1))
+        log_probs.append(step.log_probs())
     blocks: list[list[int]] = mx.stack(drawn, axis=1).tolist()  # type: ignore[assignment]
     sums: list[list[float]] = mx.stack(log_probs, axis=1).tolist()  # type: ignore[assignment]
     children: dict[tuple, Node] = {}
