@@ -73,9 +73,8 @@ def main(options: Options, scratch: Path) -> None:
         prepared = prepare(DataConfig(tokenizer=options.tokenizer))
         model = lmxlab.LanguageModel(dataclasses.replace(resolve(options.arch), vocab_size=prepared.vocab_size))
     else:
-        model, tokenizer = load_glassllm()
-        tokenizer.save(scratch / "tokenizer.json")
-        prepared = prepare(DataConfig(tokenizer=str(scratch / "tokenizer.json")))
+        model, _ = load_glassllm()
+        prepared = prepare(DataConfig(tokenizer="glassllm"))
     steps = 2 if options.quick else options.steps
     settings = lmxlab.TrainConfig(learning_rate=options.learning_rate, max_steps=steps, seed=options.seed)
     losses = lmxlab.Trainer(model, settings).train(TokenBatches(prepared.train, 16, 64, seed=options.seed))

@@ -49,7 +49,7 @@ class Options:
 def main(options: Options) -> None:
     steps = 3 if options.quick else options.steps
     with tempfile.TemporaryDirectory() as work:
-        model, prepared = load(options, Path(work))
+        model, prepared = load(options)
         out = options.out or Path(work) / "adapter"
         held_out = list(eval_batches(prepared.val, 32, options.seq_len, 512 if options.quick else 2048))
         settings = lmxlab.TrainConfig(
@@ -74,7 +74,7 @@ def main(options: Options) -> None:
         size = (out / "adapter.safetensors").stat().st_size
         print(f"adapter        {size / 1e3:.0f} KB" + (f", in {out}" if options.out else ""))
 
-        again, _ = load(options, Path(work))
+        again, _ = load(options)
         load_lora_adapters(out, again)
         merge_lora(again)
         loaded = lmxlab.Trainer(again, settings).evaluate(held_out)["eval_loss"]
@@ -84,12 +84,10 @@ def main(options: Options) -> None:
         print(f"\n{prepared.tokenizer.decode(prompt)}|{text}")
 
 
-def load(options: Options, work: Path) -> tuple[lmxlab.LanguageModel, PreparedData]:
+def load(options: Options) -> tuple[lmxlab.LanguageModel, PreparedData]:
     """The pretrained model, and the data in its tokens."""
     if options.model == "glassllm":
-        model, own = load_glassllm()
-        own.save(work / "tokenizer.json")
-        tokenizer = str(work / "tokenizer.json")
+        (model, _), tokenizer = load_glassllm(), "glassllm"
     else:
         model, _ = load_from_hf(options.model, dtype=mx.float32)
         tokenizer = options.tokenizer or f"hf:{options.model}"

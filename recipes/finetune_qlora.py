@@ -4,7 +4,6 @@ python recipes/finetune_qlora.py --mode mxfp4
 python recipes/finetune_qlora.py --model FOLDER_OR_REPO --tokenizer hf:FOLDER_OR_REPO --bits 4 --dataset my.txt
 """
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,14 +82,12 @@ def main(options: Options) -> None:
 
 def load(options: Options) -> tuple[lmxlab.LanguageModel, PreparedData]:
     """The pretrained model, and the data in its tokens."""
-    if options.model != "glassllm":
+    if options.model == "glassllm":
+        (model, _), tokenizer = load_glassllm(), "glassllm"
+    else:
         model, _ = load_from_hf(options.model, dtype=mx.float32)
-        return model, prepare(DataConfig(options.dataset, options.tokenizer or f"hf:{options.model}"))
-    model, own = load_glassllm()
-    with tempfile.TemporaryDirectory() as work:
-        own.save(f"{work}/tokenizer.json")
-        data = DataConfig(options.dataset, f"{work}/tokenizer.json", max_documents=options.documents)
-        return model, prepare(data)
+        tokenizer = options.tokenizer or f"hf:{options.model}"
+    return model, prepare(DataConfig(options.dataset, tokenizer, max_documents=options.documents))
 
 
 def score(model: lmxlab.LanguageModel, settings: lmxlab.TrainConfig, held_out: list) -> float:

@@ -34,7 +34,7 @@ class Options:
     """Branch, tag or commit of a repo."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantize: int | None = None
-    """Bits per weight: 2, 3, 4, 5, 6 or 8; each matrix is quantised as it is read."""
+    """Bits per weight: 1, 2, 3, 4, 5, 6 or 8; each matrix is quantised as it is read."""
     prompt: str = "Once upon a time"
     text: str = TEXT
     """What bits per byte are measured on."""
