@@ -14,6 +14,7 @@ from lmxlab.errors import UserError
 from lmxlab.experiments.flops import estimate_flops_per_step, estimate_flops_per_token
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.families import FAMILIES
+from lmxlab.models.mtp import head_states, mtp_logits
 
 BLOCK = BlockConfig(d_model=48, n_heads=4, d_ff=80, max_seq_len=24)
 
@@ -189,6 +190,16 @@ def test_an_unknown_component_is_an_error_and_not_free(field, monkeypatch):
         estimate_flops_per_token(config)
 
 
-def test_prediction_heads_are_an_error_and_not_free():
-    with pytest.raises(UserError, match="mtp_n_predict"):
-        estimate_flops_per_token(ModelConfig(block=BLOCK, vocab_size=65, mtp_n_predict=1))
+@pytest.mark.parametrize("seq_len", [1, 2, 24])
+def test_prediction_heads_are_counted_on_the_positions_that_they_run_on(seq_len):
+    config = ModelConfig(block=dataclasses.replace(BLOCK, ffn="gated"), vocab_size=65, n_layers=1, mtp_n_predict=2)
+    model = LanguageModel(config)
+    model.eval()
+
+    def forward(x):
+        hidden = model.hidden_states(x)[0]
+        states = head_states(model, model.mtp_heads, hidden, x)
+        return [model.logits(hidden), *(mtp_logits(model, s) for s in states)]
+
+    counted = counted_flops(forward, mx.zeros((2, seq_len), dtype=mx.int32))
+    assert estimate_flops_per_token(config, seq_len) * 2 * seq_len == pytest.approx(counted, rel=1e-4)

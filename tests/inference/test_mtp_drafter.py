@@ -6,10 +6,11 @@ import mlx.core as mx
 import pytest
 from tests.models.architectures import build, gap, tokens
 
+from lmxlab.core.mtp import MTPHead
 from lmxlab.inference.mtp_drafter import MTPDrafter
 from lmxlab.inference.speculative import speculative_decode
 from lmxlab.models.generate import generate
-from lmxlab.models.mtp import MTPHead, mtp_logits
+from lmxlab.models.mtp import mtp_logits
 from lmxlab.models.sampling import Keys, Sampler
 
 from .test_speculative import ATTENTION, RECURRENT, TARGETS

@@ -183,3 +183,13 @@ def test_a_quantised_model_is_refused(tmp_path: Path) -> None:
     nn.quantize(model, group_size=64, bits=4)
     with pytest.raises(UserError, match="dequantize it"):
         export_model(model, tmp_path / "model")
+
+
+def test_prediction_heads_stay_behind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = build(dataclasses.replace(llama_tiny(), mtp_n_predict=2))
+    with caplog.at_level("WARNING"):
+        export_model(model, tmp_path / "model")
+    assert "the 2 prediction heads are not exported" in caplog.text
+    again, config = load_from_hf(str(tmp_path / "model"), dtype=mx.float32)
+    assert config.mtp_n_predict == 0
+    assert mx.array_equal(again(mx.array([[1, 2, 3]]))[0], model(mx.array([[1, 2, 3]]))[0])

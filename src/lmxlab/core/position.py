@@ -84,12 +84,16 @@ class Sinusoidal(nn.Module):
         self.d_model = config.d_model
         self._table = _sinusoids(config.max_seq_len, config.d_model)
 
-    def __call__(self, x: mx.array, offset: Offset = 0) -> mx.array:
-        """x (..., T, d_model), its first token at position `offset` -> the same shape and dtype."""
+    def __call__(self, x: mx.array, offset: Offset = 0, positions: mx.array | None = None) -> mx.array:
+        """x (..., T, d_model), its first token at position `offset` -> the same shape and dtype.
+
+        Args:
+            positions: (..., T), each below T, instead of an offset: those of several documents in one row.
+        """
         end = _end(x, offset)
         if end > len(self._table):
             self._table = _sinusoids(2 ** math.ceil(math.log2(end)), self.d_model)
-        return x + _rows(mx.array(self._table[:end]).astype(x.dtype), offset, x.shape[-2])
+        return x + _rows(mx.array(self._table[:end]).astype(x.dtype), offset, x.shape[-2], positions)
 
 
 def _sinusoids(n_positions: int, d_model: int) -> np.ndarray:
@@ -104,8 +108,11 @@ class Learned(nn.Module):
         super().__init__()
         self.weight = mx.random.normal((config.max_seq_len, config.d_model), scale=0.02)
 
-    def __call__(self, x: mx.array, offset: Offset = 0) -> mx.array:
+    def __call__(self, x: mx.array, offset: Offset = 0, positions: mx.array | None = None) -> mx.array:
         """x (..., T, d_model), its first token at position `offset` -> the same shape.
+
+        Args:
+            positions: (..., T), each below T, instead of an offset: those of several documents in one row.
 
         Raises:
             UserError: a position that the table does not have.
@@ -116,7 +123,7 @@ class Learned(nn.Module):
                 f"A sequence of {end} tokens is longer than max_seq_len {n_rows} of the learned positions; "
                 "shorten it, or use position 'rope', 'alibi' or 'sinusoidal'"
             )
-        return x + _rows(self.weight, offset, x.shape[-2])
+        return x + _rows(self.weight, offset, x.shape[-2], positions)
 
 
 def _end(x: mx.array, offset: Offset) -> int:
@@ -125,11 +132,13 @@ def _end(x: mx.array, offset: Offset) -> int:
     return first + x.shape[-2]
 
 
-def _rows(table: mx.array, offset: Offset, n_tokens: int) -> mx.array:
+def _rows(table: mx.array, offset: Offset, n_tokens: int, positions: mx.array | None = None) -> mx.array:
     """Rows of `table` for `n_tokens` positions from `offset`: (T, d_model), or (B, T, d_model) for an array of them.
 
-    Positions before 0 are those of padding; they get row 0.
+    Positions before 0 are those of padding; they get row 0. `positions` are taken as they are.
     """
+    if positions is not None:
+        return table[positions]
     if isinstance(offset, int):
         return table[offset : offset + n_tokens]
     return table[mx.maximum(offset[:, None] + mx.arange(n_tokens), 0)]

@@ -7,8 +7,6 @@ and the embedding look-up are not counted.
 
 from typing import TYPE_CHECKING, cast
 
-from lmxlab.errors import UserError
-
 if TYPE_CHECKING:
     from lmxlab.core.config import ModelConfig
     from lmxlab.models.base import LanguageModel
@@ -17,20 +15,19 @@ BACKWARD = 2  # per product of the forward pass, one for the gradient of its inp
 
 
 def estimate_flops_per_token(model_config: "ModelConfig", seq_len: int | None = None) -> int:
-    """Forward FLOPs per token.
+    """Forward FLOPs per token, those of prediction heads included, which training runs with the model.
 
     Args:
         seq_len: tokens that attend to each other; by default each block's `max_seq_len`. Give the length that is really
             run: attention costs in proportion to it.
 
     Raises:
-        UserError: a component, or prediction heads, whose cost is not known. It is never counted as 0.
+        UserError: a component whose cost is not known. It is never counted as 0.
     """
-    if model_config.mtp_n_predict:
-        raise UserError("FLOPs of multi-token prediction heads are not known: set mtp_n_predict to 0")
-    from lmxlab.models.flops import forward_flops_per_token  # it needs MLX, which reading results does not
+    # It needs MLX, which reading results does not.
+    from lmxlab.models.flops import forward_flops_per_token, mtp_flops_per_token
 
-    return forward_flops_per_token(model_config, seq_len)
+    return forward_flops_per_token(model_config, seq_len) + mtp_flops_per_token(model_config, seq_len)
 
 
 def estimate_flops_per_step(

@@ -5,11 +5,12 @@ from typing import Any
 
 import mlx.core as mx
 
+from lmxlab.core.mtp import MTPHead
 from lmxlab.errors import UserError
 from lmxlab.inference.drafters import Draft
 from lmxlab.inference.rollback import Mark
 from lmxlab.models.base import LanguageModel, evaluating
-from lmxlab.models.mtp import MTPHead, mtp_logits
+from lmxlab.models.mtp import mtp_logits
 from lmxlab.models.sampling import Keys, Sampler
 
 

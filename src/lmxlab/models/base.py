@@ -13,16 +13,20 @@ from lmxlab.core.block import ConfigurableBlock
 from lmxlab.core.cache import Cache, as_cache
 from lmxlab.core.config import EMBEDDING_POSITIONS, ModelConfig
 from lmxlab.core.dropout import Dropout
+from lmxlab.core.mask import Mask
+from lmxlab.core.mtp import MTPHead
 from lmxlab.core.norm import norm_registry
 from lmxlab.core.position import RoPE, position_registry
+from lmxlab.core.segments import check_separable, positions, visible
 from lmxlab.errors import UserError
-from lmxlab.models.init import init_weights
+from lmxlab.models.init import init_heads, init_weights
 
 
 class LanguageModel(nn.Module):
     """A causal language model: tokens (B, T) -> next-token logits (B, T, vocab_size).
 
-    Weights are drawn from mx.random as `init.init_weights` says; seed it for a reproducible model.
+    Weights are drawn from mx.random as `init.init_weights` says; seed it for a reproducible model. With
+    `config.mtp_n_predict` it has as many `mtp_heads`, which training and `inference.MTPDrafter` use, drawn last.
 
     >>> from lmxlab.models.gpt import gpt_tiny
     >>> model = LanguageModel(gpt_tiny())
@@ -49,6 +53,9 @@ class LanguageModel(nn.Module):
         if not config.tie_embeddings:
             self.head = nn.Linear(block.d_model, config.vocab_size, bias=False)
         init_weights(self)
+        if config.mtp_n_predict:
+            self.mtp_heads = [MTPHead(block.d_model, layers[-1]) for _ in range(config.mtp_n_predict)]
+            init_heads(self)
 
     def __call__(self, x: mx.array, cache: Sequence[Any] | None = None, return_hidden: bool = False) -> tuple:
         """Logits for the token after each of x.
@@ -68,20 +75,39 @@ class LanguageModel(nn.Module):
         logits = self.logits(self._scaled(hidden))
         return (logits, caches, hidden) if return_hidden else (logits, caches)
 
-    def hidden_states(self, x: mx.array, cache: Sequence[Any] | None = None) -> tuple[mx.array, list[Cache | None]]:
+    def hidden_states(
+        self, x: mx.array, cache: Sequence[Any] | None = None, segments: mx.array | None = None
+    ) -> tuple[mx.array, list[Cache | None]]:
         """(B, T) -> what the output projection is applied to, (B, T, d_model), and the caches.
 
         These are the states after the final norm, divided by width_mult under muP.
+
+        Args:
+            segments: (B, T) numbers of documents, each in one piece: a token sees those of its own alone, and stands
+                where it would if that were a row by itself.
+
+        Raises:
+            UserError: segments with a cache, or a layer that cannot keep documents apart.
         """
-        hidden, caches = self._trunk(x, cache)
+        hidden, caches = self._trunk(x, cache, segments)
         return self._scaled(hidden), caches
 
-    def nats(self, x: mx.array, y: mx.array) -> mx.array:
+    def layer_states(self, x: mx.array) -> list[mx.array]:
+        """The residual stream after the embedding and after each block: n_layers + 1 times (B, T, d_model)."""
+        states: list[mx.array] = []
+        self._trunk(x, None, seen=states)
+        return states
+
+    def nats(self, x: mx.array, y: mx.array, segments: mx.array | None = None) -> mx.array:
         """Cross-entropy of the next tokens y given x, both (B, T) ids in [0, vocab_size): (B, T) float32.
 
-        Where the output projection is a plain matrix, never more than a chunk of the logits is held.
+        Where the output projection is a plain matrix, never more than a chunk of the logits is held. `segments` as in
+        `hidden_states`.
         """
-        hidden, _ = self.hidden_states(x)
+        return self.nats_of(self.hidden_states(x, segments=segments)[0], y)
+
+    def nats_of(self, hidden: mx.array, y: mx.array) -> mx.array:
+        """As `nats`, from hidden states (..., d_model) and the tokens after them (...)."""
         projection = self.embed if self.config.tie_embeddings else self.head
         if isinstance(projection, nn.Embedding | nn.Linear) and self.config.logit_softcap is None:
             return kernels.linear_cross_entropy(hidden, self.output_weight, y)
@@ -137,7 +163,13 @@ class LanguageModel(nn.Module):
             hidden = hidden * self.config.logit_scale
         return hidden / self.config.width_mult if self.config.mup_base_width else hidden
 
-    def _trunk(self, x: mx.array, cache: Sequence[Any] | None) -> tuple[mx.array, list[Cache | None]]:
+    def _trunk(
+        self,
+        x: mx.array,
+        cache: Sequence[Any] | None,
+        segments: mx.array | None = None,
+        seen: list[mx.array] | None = None,
+    ) -> tuple[mx.array, list[Cache | None]]:
         if x.ndim != 2 or x.shape[1] == 0:
             raise UserError(f"Tokens have shape {tuple(x.shape)}; a model takes (batch, length) with length at least 1")
         if cache is not None and len(cache) != len(self.blocks):
@@ -150,15 +182,31 @@ class LanguageModel(nn.Module):
         if self.config.embed_scale != 1.0:
             h = h * self.config.embed_scale
         if "embed_position" in self:
-            h = self.embed_position(h, offset if padding is None else offset - padding)
+            places = None if segments is None else positions(segments)
+            h = self.embed_position(h, offset if padding is None else offset - padding, places)
         h = self.embed_dropout(h)
-        mask = "causal" if x.shape[1] > 1 else None  # one query sees all that came before it
+        mask: Mask = "causal" if x.shape[1] > 1 else None  # one query sees all that came before it
+        if segments is not None:
+            self._check_segments(x, segments, cache)
+            mask = visible(segments)
         for i, block in enumerate(self.blocks):
+            if seen is not None:
+                seen.append(h)
             if self.config.gradient_checkpointing and self.training and cache is None:
                 h = block.recomputed(h, mask)
             else:
                 h, caches[i] = block(h, mask, caches[i])
+        if seen is not None:
+            seen.append(h)
         return self.final_norm(h), caches
+
+    def _check_segments(self, x: mx.array, segments: mx.array, cache: Sequence[Any] | None) -> None:
+        if segments.shape != x.shape:
+            raise UserError(f"segments have shape {segments.shape}, the tokens {x.shape}: give one number per token")
+        if cache is not None:
+            raise UserError("segments are for whole rows: give none with a cache")
+        for block in self.blocks:
+            check_separable(block.config)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Writing a model as a Hugging Face folder, which transformers, mlx-lm and `load_from_hf` load with equal logits."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from lmxlab.models.hf_config import Converter
 from lmxlab.models.meaning import meaning
 from lmxlab.models.weight_files import INDEX
 
+logger = logging.getLogger(__name__)
+
 SHARD_BYTES = 5_000_000_000  # what the hub asks for
 
 
@@ -29,7 +32,7 @@ def export_model(
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
 ) -> str:
-    """Writes config.json and model.safetensors, in shards where they are large.
+    """Writes config.json and model.safetensors, in shards where they are large; prediction heads are left out.
 
     The folder appears whole or not at all: it is written under another name, synced and renamed.
 
@@ -58,7 +61,14 @@ def export_model(
         raise UserError(
             f"The model is quantised or has adapters ({some(foreign)}): dequantize it and merge the adapters first"
         )
-    transfers = converter.transfers(model.config, shapes_of(model))
+    shapes = shapes_of(model)
+    kept = {name: shape for name, shape in shapes.items() if not name.startswith("mtp_heads.")}
+    if len(kept) < len(shapes):
+        logger.warning(
+            "the %d prediction heads are not exported: the classes of transformers have no place for them",
+            model.config.mtp_n_predict,
+        )
+    transfers = converter.transfers(model.config, kept)
     dtypes = {str(array.dtype).removeprefix("mlx.core.") for array in parameters.values()}
     common = {"model_type": converter.model_type, "architectures": [converter.architecture]}
     dtype = {"torch_dtype": dtypes.pop()} if len(dtypes) == 1 else {}

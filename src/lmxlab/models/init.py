@@ -1,6 +1,7 @@
 """The weights that a new model starts from."""
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -26,12 +27,21 @@ def init_weights(model: "LanguageModel") -> None:
     A module whose own parameters are none of these (stacked experts, convolutions, rates) has a method
     `init_weights(std)` that draws them; std is what a matrix in its place would get.
     """
+    _draw(model, model.named_modules())
+
+
+def init_heads(model: "LanguageModel") -> None:
+    """Draws the prediction heads' weights, as those of the blocks: after all others, which they leave as they are."""
+    _draw(model, [(path, module) for path, module in model.named_modules() if path.startswith("mtp_heads.")])
+
+
+def _draw(model: "LanguageModel", modules: Iterable[tuple[str, nn.Module]]) -> None:
     n_branches = sum(block.has_attention + block.has_ffn for block in model.blocks)
     residual_std = STD / math.sqrt(max(n_branches, 1))
-    for path, module in model.named_modules():
+    for path, module in modules:
         std = residual_std if path.rsplit(".", 1)[-1] in RESIDUAL_OUTPUTS else STD
         # Embeddings, learned positions and the head are vector-like: one of their sides does not grow with the width.
-        if path.startswith("blocks."):
+        if path.startswith(("blocks.", "mtp_heads.")):
             std /= math.sqrt(model.config.width_mult)
         if hasattr(module, "init_weights"):
             module.init_weights(std)

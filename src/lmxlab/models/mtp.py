@@ -1,50 +1,55 @@
-"""The module of multi-token prediction (DeepSeek-V3, 2412.19437, section 2.2): a block that looks one token further."""
+"""What prediction heads say of a text: chained states, and the logits that the model's own output makes of them."""
 
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
-import mlx.nn as nn
 
-from lmxlab.core.block import ConfigurableBlock
-from lmxlab.core.cache import Cache
-from lmxlab.core.config import BlockConfig
-from lmxlab.core.linear import Linear
-from lmxlab.core.mask import Mask
+from lmxlab.core.mtp import MTPHead
+from lmxlab.core.recompute import recompute
+from lmxlab.core.segments import visible
 from lmxlab.models.base import LanguageModel
 
 
-class MTPHead(nn.Module):
-    """block(proj([norm(h); norm(e)])): state h at token i and embedding e of a later token -> state for the one after.
+def head_states(
+    model: LanguageModel,
+    heads: Sequence[MTPHead],
+    hidden: mx.array,
+    x: mx.array,
+    segments: mx.array | None = None,
+) -> Iterator[mx.array]:
+    """The states of each head in turn: the k-th (from 1) has one at each of the first T - k positions.
 
-    Heads are chained: the k-th (from 1) reads the states of the one before, the first those of the model
-    (`hidden_states`), with the embedding of token i + k, and predicts token i + k + 1 through the model's own final
-    norm and output projection (`mtp_logits`).
+    At position i it has read tokens 0 to i + k and speaks of token i + k + 1, so that with the token after x as last
+    target there is a state for every target from the k-th on, and for none beyond. Heads that so short a text has no
+    position for are left out.
+
+    Args:
+        hidden: `model.hidden_states(x)`, (B, T, d_model).
+        x: tokens (B, T).
+        segments: (B, T), as in `LanguageModel.hidden_states`.
+
+    Returns:
+        (B, T - k, d_model) for k = 1, 2, ...
     """
+    below = hidden
+    for k, head in enumerate(heads, start=1):
+        length = x.shape[1] - k
+        if length < 1:
+            return
+        mask = None if segments is None else visible(segments[:, :length])
+        inputs = below[:, :length], model.embed(x[:, k:])
+        if model.config.gradient_checkpointing and model.training:
+            below = recompute(head, lambda h, e: head(h, e, mask), *inputs)  # noqa: B023 (called at once)
+        else:
+            below = head(*inputs, mask)
+        yield below
 
-    def __init__(self, d_model: int, block_config: BlockConfig):
-        super().__init__()
-        self.hidden_norm = nn.RMSNorm(d_model, eps=block_config.norm_eps)
-        self.embed_norm = nn.RMSNorm(d_model, eps=block_config.norm_eps)
-        self.proj = Linear(2 * d_model, d_model, bias=False)
-        self.block = ConfigurableBlock(block_config)
 
-    def __call__(self, h: mx.array, prev_embed: mx.array, mask: Mask = None, cache: Cache | None = None) -> mx.array:
-        """h and prev_embed (B, T, d_model) -> states (B, T, d_model); causal over several tokens if no mask is given.
-
-        Args:
-            cache: what `make_cache` made; it is extended.
-        """
-        x = self.proj(mx.concatenate([self.hidden_norm(h), self.embed_norm(prev_embed)], axis=-1))
-        if mask is None and x.shape[1] > 1:
-            mask = "causal"
-        states: mx.array = self.block(x, mask, cache)[0]
-        return states
-
-    def make_cache(self) -> Any:
-        """An empty cache of the kind that the block continues."""
-        return self.block.make_cache()
+def finished(model: LanguageModel, states: mx.array) -> mx.array:
+    """States of a head (..., d_model) -> what the output projection is applied to: the model's own final norm."""
+    return model._scaled(model.final_norm(states))
 
 
 def mtp_logits(model: LanguageModel, states: mx.array) -> mx.array:
     """States of a head (..., d_model) -> logits (..., vocab_size), by what the model itself ends with."""
-    return model.logits(model._scaled(model.final_norm(states)))
+    return model.logits(finished(model, states))

@@ -14,6 +14,7 @@ from lmxlab.training.callbacks import (
 from lmxlab.training.checkpoints import load_checkpoint, save_checkpoint
 from lmxlab.training.config import TrainConfig
 from lmxlab.training.hardware import detect_peak_tflops
+from lmxlab.training.mtp import MTPHead, MultiTokenPrediction, multi_token
 from lmxlab.training.optimizers import create_optimizer, create_schedule
 from lmxlab.training.run_folder import RunFolder
 from lmxlab.training.trainer import NonFiniteLoss, Trainer
@@ -23,7 +24,9 @@ __all__ = [
     "EarlyStopping",
     "FLOPCounter",
     "HardwareMonitor",
+    "MTPHead",
     "MetricsLogger",
+    "MultiTokenPrediction",
     "NonFiniteLoss",
     "RunFolder",
     "ThroughputMonitor",
@@ -35,6 +38,7 @@ __all__ = [
     "create_schedule",
     "detect_peak_tflops",
     "load_checkpoint",
+    "multi_token",
     "save_checkpoint",
     "standard_callbacks",
 ]

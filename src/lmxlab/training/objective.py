@@ -27,12 +27,17 @@ class Loss(NamedTuple):
 Objective = Callable[..., Loss]
 
 
-def next_token(model: nn.Module, x: mx.array, y: mx.array) -> Loss:
-    """Cross-entropy summed over the targets: x (B, T) tokens, y (B, T) next tokens; a negative one is not scored."""
-    return Loss(*token_nats(model, x, y))
+def next_token(model: nn.Module, x: mx.array, y: mx.array, segments: mx.array | None = None) -> Loss:
+    """Cross-entropy summed over the targets: x (B, T) tokens, y (B, T) next tokens; a negative one is not scored.
+
+    segments (B, T), for a LanguageModel: the documents of each row, which do not see each other.
+    """
+    return Loss(*token_nats(model, x, y, segments))
 
 
-def token_nats(model: nn.Module, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
+def token_nats(
+    model: nn.Module, x: mx.array, y: mx.array, segments: mx.array | None = None
+) -> tuple[mx.array, mx.array]:
     """Cross-entropy summed over the targets, and how many targets were scored, both float32 scalars.
 
     x (B, T) tokens; y (B, T) next tokens, where a negative one (the usual -100) is not scored. A LanguageModel
@@ -41,10 +46,15 @@ def token_nats(model: nn.Module, x: mx.array, y: mx.array) -> tuple[mx.array, mx
     """
     targets = mx.maximum(y, 0)
     if hasattr(model, "nats"):
-        nats = model.nats(x, targets)
+        nats = model.nats(x, targets) if segments is None else model.nats(x, targets, segments)
     else:
         out = model(x)
         nats = kernels.cross_entropy(out[0] if isinstance(out, tuple) else out, targets)
+    return scored_sum(nats, y)
+
+
+def scored_sum(nats: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
+    """Sum of `nats` over the targets y that are not negative, both (B, T), and how many those are; float32 scalars."""
     scored = (y >= 0).astype(mx.float32)
     return (nats.astype(mx.float32) * scored).sum(), scored.sum()
 

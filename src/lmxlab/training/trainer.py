@@ -14,7 +14,8 @@ from lmxlab.errors import UserError
 from lmxlab.training import resume
 from lmxlab.training.callbacks import Callback
 from lmxlab.training.config import TrainConfig
-from lmxlab.training.objective import Batch, Objective, item, mean_loss, next_token
+from lmxlab.training.mtp import default_objective
+from lmxlab.training.objective import Batch, Objective, item, mean_loss
 from lmxlab.training.optimizers import create_mup_optimizer, create_optimizer, learning_rates
 from lmxlab.training.step import Means, Steps
 
@@ -42,7 +43,8 @@ class Trainer:
         callbacks: told in this order; any attribute `should_stop` that is true ends the loop after that step.
         checkpointer: called with the trainer and the step's metrics every checkpoint_interval and at the end, after
             all callbacks, so that what it saves (see `save`) is the state between two steps.
-        objective: what is minimised; it says what else a batch may consist of.
+        objective: what is minimised; it says what else a batch may consist of. By default the cross-entropy of the
+            next token, and of those after it for a model with prediction heads (`mtp.multi_token`).
 
     Attributes: model, config, optimizer, callbacks, step (optimizer steps done).
     """
@@ -54,17 +56,15 @@ class Trainer:
         optimizer: optim.Optimizer | None = None,
         callbacks: list[Callback] | None = None,
         checkpointer: Callable[["Trainer", dict[str, Any]], None] | None = None,
-        objective: Objective = next_token,
+        objective: Objective | None = None,
     ):
-        if getattr(getattr(model, "config", None), "mtp_n_predict", 0):
-            raise UserError("mtp_n_predict: multi-token prediction cannot be trained yet; set it to 0.")
         self.model = model
         self.config = config
         self.optimizer = optimizer or _default_optimizer(model, config)
         self.callbacks: list[Any] = list(callbacks or [])
         self.checkpointer = checkpointer
         self.step = 0
-        self._steps = Steps(model, self.optimizer, config, objective)
+        self._steps = Steps(model, self.optimizer, config, objective or default_objective(model))
         self._data: Any = None
         self._resumed: dict[str, Any] = {}
         self._spent: list[Any] = []  # one-shot evaluation iterators that were read; held so that no id is reused
