@@ -92,6 +92,7 @@ def test_a_layer_gets_the_block_itself_or_its_override() -> None:
         ({"attention": "mla", "qk_norm": True}, "qk_norm True would be ignored: attention 'mla'"),
         ({"attention": "gated_deltanet", "attention_softcap": 9.0}, "attention_softcap 9.0 would be ignored"),
         ({"attention": "mamba2", "attention_scale": 0.5}, "attention_scale 0.5 would be ignored"),
+        ({"attention": "mamba2", "position": "alibi"}, "position 'alibi' would be ignored: attention 'mamba2'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 would be ignored: position is 'sinusoidal'"),
         ({"attention": "mla", "temperature_floor": 4}, "temperature_floor 4 would be ignored: attention 'mla'"),
         ({"window_size": 0}, "window_size is 0"),

@@ -10,6 +10,7 @@ from mlx.utils import tree_map
 from lmxlab.core.cache import RecurrentCache
 from lmxlab.core.config import BlockConfig
 from lmxlab.core.deltanet import GatedDeltaNet
+from lmxlab.core.mask import causal
 from lmxlab.errors import UserError
 
 CONFIG = BlockConfig(
@@ -66,6 +67,7 @@ def by_hand(layer: GatedDeltaNet, x: mx.array) -> np.ndarray:
 def test_the_layer_is_the_formula(length: int) -> None:
     layer, x = build(), mx.random.normal((2, length, 16))
     out, cache = layer(x, mask="causal")
+    assert mx.array_equal(layer(x, mask=mx.where(causal(length, length), 0.0, -mx.inf))[0], out)
     np.testing.assert_allclose(np.array(out), by_hand(layer, x), atol=2e-5)
     assert cache.offset == length
 

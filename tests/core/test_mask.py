@@ -7,7 +7,8 @@ import pytest
 
 from lmxlab.core.attention import MHA
 from lmxlab.core.config import BlockConfig
-from lmxlab.core.mask import additive, causal
+from lmxlab.core.mask import additive, causal, check_causal
+from lmxlab.errors import UserError
 
 
 def test_the_last_query_sees_every_key() -> None:
@@ -32,3 +33,12 @@ def test_a_query_that_may_see_nothing_is_no_nan_in_any_dtype(dtype: mx.Dtype) ->
     x = mx.random.normal((1, 3, 8)).astype(dtype)
     for nothing in (mx.full((3, 3), -math.inf), mx.full((3, 3), mx.finfo(mx.float32).min)):
         assert mx.all(mx.isfinite(attention(x, nothing)[0])).item()
+
+
+def test_a_recurrence_takes_a_mask_that_is_causal_in_any_form() -> None:
+    visible = causal(2, 4)
+    for mask in (None, "causal", visible, mx.where(visible, 0.0, -math.inf), additive("causal", 2, 4, mx.float16)):
+        check_causal(mask, 2, 4, "mixer")
+    for other in (mx.ones((2, 4), mx.bool_), mx.zeros((2, 4)), visible[:, 1:], mx.where(visible, -1.0, -math.inf)):
+        with pytest.raises(UserError, match="mixer is causal by itself .* mask='causal'"):
+            check_causal(other, 2, 4, "mixer")

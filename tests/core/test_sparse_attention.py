@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lmxlab.core.config import BlockConfig
+from lmxlab.core.mask import causal
 from lmxlab.core.position import RoPE
 from lmxlab.core.sparse_attention import SparseGQA
 from lmxlab.errors import UserError
@@ -92,6 +93,7 @@ def test_the_layer_is_the_paper_s_three_branches(length: int, turn: bool, select
     out, cache = layer(x, mask="causal", rope=RoPE(CONFIG) if turn else None)
     np.testing.assert_allclose(np.array(out), by_hand(layer, x, turn), atol=1e-5)
     assert cache.offset == length
+    assert mx.array_equal(layer(x, mask=causal(length, length), rope=RoPE(CONFIG) if turn else None)[0], out)
 
 
 @pytest.mark.parametrize("sizes", [[1] * 20, [7, *[1] * 13], [7, 3, 3, 3, 4], [2, 18]])

@@ -18,6 +18,8 @@ OF_ROPE = ("rope_interleaved", "qk_l2_norm")
 # What latent attention reads; it rotates a part of its own, so that the block has no rope.
 LATENT = (*SCORES, "kv_lora_rank", "q_lora_rank", "rope_dim", "qk_nope_head_dim", "v_head_dim")
 ROTATES_ITSELF = ("mla", "dsa")
+# Mixers that are causal by themselves: a bias on scores does not reach them.
+UNBIASED = ("sparse_gqa", "gated_deltanet", "mamba1", "mamba2", "mamba3")
 # Mixtures of experts, and what every one of them reads.
 MIXTURES = ("moe", "shared_moe", "latent_moe")
 ROUTED = ("n_experts", "moe_d_ff", "router_scores", "router_normalized", "router_balanced", "router_scales_input")
@@ -70,6 +72,11 @@ def check_all_read(config: Any) -> None:
                     f"{name} {getattr(config, name)!r} would be ignored: {slot} {component!r} does not read it; "
                     f"leave it out, or choose the {slot} that it belongs to"
                 )
+    if config.position == "alibi" and config.attention in UNBIASED:
+        raise UserError(
+            f"position 'alibi' would be ignored: attention {config.attention!r} has no place for its bias; "
+            "choose another position, such as 'none'"
+        )
     for name in OF_ROPE:
         if getattr(config, name) and config.position != "rope":
             raise UserError(f"{name} would be ignored: position is {config.position!r}; set position='rope'")

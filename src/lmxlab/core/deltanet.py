@@ -10,7 +10,7 @@ from lmxlab.core.config import BlockConfig
 from lmxlab.core.delta_rule import delta_rule, flops_per_token
 from lmxlab.core.linear import Linear
 from lmxlab.core.mamba2 import FIRST_RATE, first_dt_bias
-from lmxlab.core.mask import Mask
+from lmxlab.core.mask import Mask, check_causal
 from lmxlab.core.position import RoPE
 from lmxlab.core.short_conv import ShortConv
 from lmxlab.errors import UserError
@@ -59,12 +59,11 @@ class GatedDeltaNet(AttentionBase):
         """x (B, T, d_model) after what `cache` has seen -> out (B, T, d_model), and the cache to continue from.
 
         Raises:
-            UserError: a mask that is more than "causal".
+            UserError: a mask array that says anything else than "causal".
         """
-        if isinstance(mask, mx.array):
-            raise UserError("gated_deltanet takes no mask array: each token sees all before it; use mask='causal'")
         kept: RecurrentCache = self.make_cache() if cache is None else as_cache(cache)
         length = x.shape[1]
+        check_causal(mask, length, kept.offset + length, "gated_deltanet")
         padding = kept.padding(length)
         key_heads, value_heads, key_dim, value_dim = self._sizes
         qkv, tail = self.qkv_proj(x), {}

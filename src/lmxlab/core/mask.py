@@ -2,7 +2,10 @@
 
 import mlx.core as mx
 
+from lmxlab.errors import UserError
+
 Mask = mx.array | str | None
+MASKED = -1e4  # an additive mask that is lower hides what it stands for
 
 
 def causal(queries: int, keys: int) -> mx.array:
@@ -23,6 +26,16 @@ def additive(mask: Mask, queries: int, keys: int, dtype: mx.Dtype) -> mx.array:
     if mask.dtype == mx.bool_:
         return mx.where(mask, 0.0, lowest).astype(dtype)
     return mx.maximum(mask.astype(mx.float32), lowest).astype(dtype)
+
+
+def check_causal(mask: Mask, queries: int, keys: int, mixer: str) -> None:
+    """Raises UserError for a mask array that says anything else than "causal": what recurrences cannot obey."""
+    if not isinstance(mask, mx.array):
+        return
+    seen = mask if mask.dtype == mx.bool_ else mask == 0
+    hidden = mx.logical_not(mask) if mask.dtype == mx.bool_ else mask <= MASKED
+    if mask.shape[-2:] != (queries, keys) or not mx.where(causal(queries, keys), seen, hidden).all():
+        raise UserError(f"{mixer} is causal by itself and takes no other mask; use mask='causal'")
 
 
 def restrict(mask: mx.array, allowed: mx.array) -> mx.array:

@@ -7,7 +7,7 @@ from lmxlab.core.attention import GQA, CacheLike
 from lmxlab.core.cache import KVCache, as_cache
 from lmxlab.core.config import BlockConfig
 from lmxlab.core.linear import Linear
-from lmxlab.core.mask import Mask, additive
+from lmxlab.core.mask import Mask, additive, check_causal
 from lmxlab.core.position import RoPE
 from lmxlab.errors import UserError
 
@@ -55,16 +55,15 @@ class SparseGQA(GQA):
         """x (B, T, d_model) after what `cache` has seen -> out (B, T, d_model), and the cache to continue from.
 
         Raises:
-            UserError: a mask that is more than "causal".
+            UserError: a mask array that says anything else than "causal".
         """
-        if isinstance(mask, mx.array):
-            raise UserError("sparse_gqa takes no mask array: it is causal by itself; use mask='causal'")
         n_heads, batch, length = self.config.n_heads, *x.shape[:2]
         q = self._heads(self.q_proj(x), n_heads, "q_norm")
         k = self._heads(self.k_proj(x), BRANCHES * self.n_kv_heads, "k_norm")
         v = self._heads(self.v_proj(x), BRANCHES * self.n_kv_heads)
         kept: KVCache = self.make_cache() if cache is None else as_cache(cache)
         offset, end = kept.offset, kept.offset + length
+        check_causal(mask, length, end, "sparse_gqa")
         late = rope is not None and rope.depends_on_length
         if rope is not None:
             q = rope.rotate(q, offset, end)
