@@ -19,7 +19,7 @@ from lmxlab.core.config import ModelConfig
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel
-from lmxlab.models.convert import load_from_hf
+from lmxlab.models.convert import CONVERTERS, load_from_hf
 from lmxlab.models.deepseek import deepseek_config
 from lmxlab.models.export import export_model, hf_config_of
 from lmxlab.models.families import FAMILIES
@@ -91,6 +91,10 @@ def test_every_preset_has_a_published_class(preset: str) -> None:
     family = next(family for family in FAMILIES.values() if preset in family.presets)
     converter, fields = hf_config_of(family.presets[preset]())
     assert converter is family.hf and json.loads(json.dumps(fields)) == fields
+
+
+def test_every_family_has_a_case() -> None:
+    assert {hf_config_of(config())[0].model_type for config in CASES.values()} == set(CONVERTERS)
 
 
 @pytest.mark.parametrize("case", CASES)

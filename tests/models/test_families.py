@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+import lmxlab.models
 from lmxlab.errors import UnknownNameError
 from lmxlab.models import gemma, gemma3, gpt, llama, llama4, mistral, mixtral
 from lmxlab.models.base import LanguageModel
@@ -84,6 +85,7 @@ def test_a_family_is_found_by_its_name_and_its_presets(family: str) -> None:
     entry = FAMILIES[family]
     assert entry.name == family and entry.description
     assert resolve(family) == entry.config()
+    assert {entry.config.__name__, entry.tiny.__name__} <= set(lmxlab.models.__all__)
     assert entry.presets
     for name, preset in entry.presets.items():
         assert resolve(name) == preset()

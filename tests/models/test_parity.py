@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lmxlab.core.kernels import switch
-from lmxlab.models.convert import load_from_hf
+from lmxlab.models.convert import CONVERTERS, load_from_hf
 from lmxlab.models.export import export_model
 from lmxlab.models.generate import generate, stream_generate
 
@@ -62,6 +62,10 @@ def test_logits_equal_the_reference(case: str, tolerance: float, folders: dict[s
         logits, _ = model(mx.array(expected[f"x{length}"]))
         assert expected[f"logits{length}"].std() > 0.3  # else a wrong model would be as near
         np.testing.assert_allclose(np.array(logits), expected[f"logits{length}"], atol=tolerance, rtol=0)
+
+
+def test_every_family_has_a_case() -> None:
+    assert {kind for kind, _ in CASES.values()} == set(CONVERTERS)
 
 
 @pytest.mark.parametrize("case", GREEDY)

@@ -3,12 +3,13 @@
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.convert import config_from_hf, convert_weights, load_from_hf
 from lmxlab.models.deepseek import deepseek_config, deepseek_tiny, deepseek_v3_config, deepseek_v3_tiny
+from lmxlab.models.deepseek_v32 import deepseek_v32_config, deepseek_v32_tiny
 from lmxlab.models.export import export_model
 from lmxlab.models.falcon import falcon_h1_config, falcon_h1_tiny
 from lmxlab.models.gemma import gemma2_config, gemma2_tiny, gemma_config, gemma_tiny
 from lmxlab.models.gemma3 import gemma3_config, gemma3_tiny
 from lmxlab.models.generate import generate, stream_generate
-from lmxlab.models.gpt import gpt_config, gpt_medium, gpt_small, gpt_tiny
+from lmxlab.models.gpt import gpt2_config, gpt2_tiny, gpt_config, gpt_medium, gpt_small, gpt_tiny
 from lmxlab.models.jamba import jamba_config, jamba_tiny
 from lmxlab.models.llama import llama_7b, llama_13b, llama_config, llama_tiny
 from lmxlab.models.llama4 import (
@@ -38,6 +39,8 @@ __all__ = [
     "deepseek_tiny",
     "deepseek_v3_config",
     "deepseek_v3_tiny",
+    "deepseek_v32_config",
+    "deepseek_v32_tiny",
     "export_model",
     "falcon_h1_config",
     "falcon_h1_tiny",
@@ -48,6 +51,8 @@ __all__ = [
     "gemma_config",
     "gemma_tiny",
     "generate",
+    "gpt2_config",
+    "gpt2_tiny",
     "gpt_config",
     "gpt_medium",
     "gpt_small",
