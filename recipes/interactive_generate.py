@@ -9,14 +9,12 @@ ends. A file or a pipe on standard input is read line by line, too.
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import lmxlab  # before mlx, for its BLAS
 import tyro
-from lmxlab.data import Tokenizer, load_glassllm, load_tokenizer, prepare
+from lmxlab.data import Tokenizer
 from lmxlab.errors import UserError
-from lmxlab.experiments.stored import check_same_data, load_model
-from lmxlab.models.convert import load_from_hf
+from lmxlab.experiments.loaded import is_pretrained, pretrained, trained
 from lmxlab.models.sampling import Sampler
 from lmxlab.models.text import stream_text
 from lmxlab.training.run_folder import RunFolder
@@ -45,17 +43,8 @@ class Options:
 
 def load(name: str) -> tuple[lmxlab.LanguageModel, Tokenizer, int]:
     """The model, its tokenizer, and the context that it was trained with."""
-    if name == "glassllm":
-        model, tokenizer = load_glassllm()
-        return model, tokenizer, model.config.block.max_seq_len
-    run = RunFolder(Path(name))
-    if (run.path / "checkpoints").is_dir():
-        spec, model = load_model(run)
-        prepared = prepare(spec.data)
-        check_same_data(run, prepared.hash)
-        return model, prepared.tokenizer, spec.seq_len
-    model, config = load_from_hf(name)
-    return model, load_tokenizer(name), config.block.max_seq_len
+    found = pretrained(name) if is_pretrained(name) else trained(RunFolder(name))
+    return found.model, found.tokenizer, found.context
 
 
 def lines(quick: bool) -> Iterator[str]:

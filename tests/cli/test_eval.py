@@ -17,15 +17,16 @@ from lmxlab.models.convert import config_from_hf
 from .conftest import Cli, only_run
 
 
-def test_a_model_is_not_read_with_another_datas_tokens(cli: Cli, folder: Path) -> None:
+def test_a_model_is_not_scored_on_another_text_but_writes_with_its_own_tokenizer(cli: Cli, folder: Path) -> None:
     text = folder / "book.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
     assert cli("train", "tiny.toml", "--data.dataset", text, "--budget.steps", "2").code == 0
     text.write_text("the quick brown fox jumps over the lazy cow. " * 200)
     run = only_run(folder)
-    for command in (["eval", run], ["generate", run, "--prompt", "the"]):
-        done = cli(*command)
-        assert done.code == 2 and "has changed" in done.err
+    done = cli("eval", run)
+    assert done.code == 2 and "has changed" in done.err
+    done = cli("generate", run, "--prompt", "the lazy fox", "--seed", "1")
+    assert done.code == 0 and done.out.startswith("the lazy fox")
 
 
 def test_an_unfinished_run_is_said_to_be_one(cli: Cli, folder: Path) -> None:

@@ -14,9 +14,10 @@ from lmxlab.experiments.budget import count_parameters, flops_per_step
 from lmxlab.experiments.compare import ComparisonResult, compare, result_of, run_folder
 from lmxlab.experiments.comparison_plan import ComparisonPlan, make_plan
 from lmxlab.experiments.interrupt import Interrupted, Stop
+from lmxlab.experiments.loaded import build_model
 from lmxlab.experiments.recorder import Clock, Observer, Progress
 from lmxlab.experiments.spec import RunSpec
-from lmxlab.experiments.stored import build_model, read_result
+from lmxlab.experiments.stored import read_result
 from lmxlab.experiments.tracking import ExperimentLog
 from lmxlab.training.config import TrainConfig
 

@@ -16,17 +16,12 @@ from lmxlab.experiments.designs import find_design
 from lmxlab.experiments.finetune import (
     LoRAConfig,
     fold_adapters,
-    load_pretrained,
-    pretrained_config,
-    pretrained_tokenizer,
 )
 from lmxlab.experiments.interrupt import Interrupted, Stop
+from lmxlab.experiments.loaded import base_config, base_model, build_model
 from lmxlab.experiments.run import execute
 from lmxlab.experiments.spec import RunSpec
-from lmxlab.experiments.stored import build_model, load_model
-from lmxlab.models.base import LanguageModel
-from lmxlab.models.export import export_model
-from lmxlab.models.llama import llama_tiny
+from lmxlab.experiments.stored import load_model
 from lmxlab.training.config import TrainConfig
 from lmxlab.training.run_folder import RunFolder
 
@@ -39,7 +34,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
     text.write_text("Alice was beginning to get very tired of sitting by her sister on the bank. " * 40)
     return RunSpec(
         "tune",
-        pretrained_config("glassllm"),
+        base_config("glassllm"),
         DataConfig(str(text), "glassllm", cache_dir=str(text.parent)),
         TrainConfig(learning_rate=5e-3, batch_size=2, max_steps=4, compile_step=False),
         seq_len=8,
@@ -57,7 +52,7 @@ def test_a_run_with_adapters_can_be_used_resumed_and_carried_away(spec: RunSpec,
     _, model = load_model(folder)
     assert not adapters_of(model)  # folded in
     assert entry.param_count > 852608  # the quantised weights as many as they stand for, and the adapters
-    base = load_pretrained("glassllm")
+    base = base_model("glassllm")
     assert mx.abs(model(X)[0] - base(X)[0]).max() > 0.05
     load_lora_adapters(folder.path / "adapter", base)
     assert mx.abs(model(X)[0] - base(X)[0]).mean() < 0.02  # it was trained over 8-bit weights
@@ -73,7 +68,7 @@ def test_a_run_with_adapters_can_be_used_resumed_and_carried_away(spec: RunSpec,
 def test_without_adapters_the_whole_pretrained_model_is_trained(spec: RunSpec) -> None:
     whole = replace(spec, lora=LoRAConfig())
     model = build_model(whole)
-    assert mx.array_equal(model.embed.weight, load_pretrained("glassllm").embed.weight)
+    assert mx.array_equal(model.embed.weight, base_model("glassllm").embed.weight)
     assert "weight" in model.trainable_parameters()["embed"]
     fold_adapters(model, whole.lora)
 
@@ -82,17 +77,10 @@ def test_a_config_file_says_where_to_start(tmp_path: Path) -> None:
     file = tmp_path / "tune.toml"
     file.write_text('pretrained = "glassllm"\n[lora]\nrank = 2\n')
     design = find_design(str(file))
-    assert design.model(99, 7) == pretrained_config("glassllm")
+    assert design.model(99, 7) == base_config("glassllm")
     file.write_text('pretrained = "glassllm"\n[model]\ndesign = "gpt"\n')
     with pytest.raises(UserError, match="would be ignored: pretrained 'glassllm' says what the model is"):
         find_design(str(file)).model(99, 7)
-
-
-def test_a_hugging_face_folder_serves_as_well(tmp_path: Path) -> None:
-    export_model(LanguageModel(llama_tiny()), tmp_path / "model")
-    source = str(tmp_path / "model")
-    assert pretrained_config(source).block.d_model == 64 and pretrained_tokenizer(source) == source
-    assert load_pretrained(source).embed.weight.dtype == mx.float32
 
 
 @pytest.mark.parametrize(
@@ -108,8 +96,3 @@ def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any]
     table = spec.to_dict() | changes
     with pytest.raises(UserError, match=message):
         RunSpec.from_dict(table)
-
-
-def test_a_source_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="give glassllm, or a folder with config.json"):
-        pretrained_config(str(tmp_path))

@@ -6,9 +6,10 @@ import pytest
 
 from lmxlab.data import DataConfig, eval_batches, prepare
 from lmxlab.eval.score import Scorer
+from lmxlab.experiments.loaded import build_model
 from lmxlab.experiments.run import execute, measure_step_s
 from lmxlab.experiments.spec import Budget, RunSpec
-from lmxlab.experiments.stored import build_model, load_model, read_spec
+from lmxlab.experiments.stored import load_model, read_spec
 from lmxlab.models.gpt import gpt_tiny
 from lmxlab.training.config import TrainConfig
 from lmxlab.training.run_folder import RunFolder

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
-from lmxlab.cli.loaded import Loaded, is_pretrained, pretrained, trained
 from lmxlab.cli.options import RUNS, Json, Runs, option
 from lmxlab.cli.render import MISSING, duration, note, number, out, out_json, table
 from lmxlab.cli.runs import find_run
 from lmxlab.data import check_vocabulary, eval_batches, prepare
 from lmxlab.errors import UserError
 from lmxlab.eval.score import Scorer
+from lmxlab.experiments.loaded import Loaded, is_pretrained, pretrained, trained
 from lmxlab.experiments.stored import check_same_data, load_model, read_result
 from lmxlab.experiments.task import EVAL_ROWS
 from lmxlab.files import atomic_write, to_json
@@ -104,7 +104,7 @@ def _validation_split(run: str, runs: Path, max_tokens: int | None, json: bool) 
 def _tasks(run: str, runs: Path, names: list[str], options: dict[str, Any], json: bool) -> None:
     from lmxlab.eval.harness import harness_model, run_tasks
 
-    loaded = pretrained(run) if is_pretrained(run) else trained(run, runs)
+    loaded = pretrained(run) if is_pretrained(run) else trained(find_run(run, runs))
     lm = harness_model(loaded.model, loaded.tokenizer, max_length=loaded.context, stop_ids=loaded.stop_tokens)
     note(f"asking {loaded.description}: {', '.join(names)} ...")
     start = time.perf_counter()

@@ -9,10 +9,10 @@ from tyro.extras import SubcommandApp
 from lmxlab.cli.options import RUNS, Json, Runs, option
 from lmxlab.cli.render import note, out, out_json
 from lmxlab.cli.runs import find_run
-from lmxlab.data import prepare
+from lmxlab.data import load_tokenizer
 from lmxlab.data.hf_files import tokenizer_files
 from lmxlab.errors import UserError
-from lmxlab.experiments.stored import check_same_data, load_model
+from lmxlab.experiments.stored import load_model
 from lmxlab.models.export import export_model, hf_config_of
 
 
@@ -43,14 +43,12 @@ def export(
     found = find_run(run, runs)
     spec, model = load_model(found)
     hf_config_of(spec.model)  # says at once what cannot be exported
-    prepared = prepare(spec.data)
-    check_same_data(found, prepared.hash)
-    bos = prepared.tokenizer.bos_id
-    files = tokenizer_files(prepared.tokenizer, spec.model.block.max_seq_len) if tokenizer else {}
+    own = load_tokenizer(found.tokenizer)
+    files = tokenizer_files(own, spec.model.block.max_seq_len) if tokenizer else {}
     model_type = export_model(
         model,
         folder,
-        tokens={"bos_token_id": bos, "eos_token_id": bos},
+        tokens={"bos_token_id": own.bos_id, "eos_token_id": own.bos_id},
         files=files,
         shard_bytes=int(shard_gb * 1e9),
         overwrite=overwrite,

@@ -8,10 +8,11 @@ from typing import Annotated
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
-from lmxlab.cli.loaded import pretrained, trained
 from lmxlab.cli.options import RUNS, Json, Runs, option
 from lmxlab.cli.render import note, out_json
+from lmxlab.cli.runs import find_run
 from lmxlab.errors import UserError
+from lmxlab.experiments.loaded import pretrained, trained
 from lmxlab.experiments.spec import check_seed
 from lmxlab.models.sampling import Sampler
 from lmxlab.models.text import stream_text
@@ -67,7 +68,7 @@ def generate(
         prompt = (run, *prompt)
     if model is None and run is None:
         raise UserError("Which model? Give a RUN (`lmxlab log list` shows them), or --model glassllm.")
-    source = pretrained(model) if model is not None else trained(str(run), runs)
+    source = pretrained(model) if model is not None else trained(find_run(str(run), runs))
     prompt = prompt or ("\n",)
     tokenizer = source.tokenizer
     starts = [tokenizer.encode(text) for text in prompt]

@@ -18,8 +18,9 @@ from lmxlab.core.config import ModelConfig
 from lmxlab.data import DataConfig, prepare
 from lmxlab.errors import UserError
 from lmxlab.experiments.designs import adapt, find_design
-from lmxlab.experiments.finetune import LoRAConfig, pretrained_tokenizer
+from lmxlab.experiments.finetune import LoRAConfig
 from lmxlab.experiments.interrupt import Interrupted, stop_on_signals
+from lmxlab.experiments.loaded import base_tokenizer
 from lmxlab.experiments.run import execute
 from lmxlab.experiments.spec import LAB_OPTIM, SECTIONS, Budget, RunSpec, from_table
 from lmxlab.experiments.stored import read_result, read_spec
@@ -187,7 +188,7 @@ def _base(arguments: list[str]) -> _Base:
     if "dataset" not in table.get("data", {}):
         values["data"] = dataclasses.replace(values["data"], dataset=default())
     if table.get("pretrained") and "tokenizer" not in table.get("data", {}):
-        own = pretrained_tokenizer(table["pretrained"])
+        own = base_tokenizer(table["pretrained"])
         values["data"] = dataclasses.replace(values["data"], tokenizer=own)
     values["optim"] = from_table(TrainConfig, {**LAB_OPTIM.to_dict(), **table.get("optim", {})}, "optim")
     return _Base(source or DEFAULT_DESIGN, design.model, {"name": design.name, **values})

@@ -169,10 +169,10 @@ def load_tokenizer(spec: str | Path) -> CorpusTokenizer:
         return TiktokenTokenizer(name or "gpt2")
     if kind == "hf" and name:
         return HFTokenizer(name)
-    if spec == "glassllm":
+    if kind == "glassllm":
         from lmxlab.data.glassllm import glassllm_tokenizer  # it needs this module
 
-        return glassllm_tokenizer()
+        return glassllm_tokenizer(name or "en")
     path = Path(spec).expanduser()
     if path.is_dir():
         if (path / "merges.txt").is_file() and not (path / "tokenizer.json").is_file():

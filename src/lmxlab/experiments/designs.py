@@ -15,7 +15,7 @@ from typing import Any
 
 from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.errors import UnknownNameError, UserError
-from lmxlab.experiments.finetune import pretrained_config
+from lmxlab.experiments.loaded import base_config
 from lmxlab.experiments.spec import read_config
 from lmxlab.models.families import FAMILIES, Family
 
@@ -99,7 +99,7 @@ def adapt(model: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
 def _pretrained(source: str, settings: dict[str, Any]) -> ModelConfig:
     if "model" in settings and "block" not in settings["model"]:  # a stored run's holds the whole config
         raise UserError(f"[model] would be ignored: pretrained {source!r} says what the model is; leave one out.")
-    return pretrained_config(source)
+    return base_config(source)
 
 
 def design_names() -> list[str]:

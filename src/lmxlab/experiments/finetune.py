@@ -1,22 +1,13 @@
-"""Runs that start from a pretrained model, whole or with adapters over it."""
+"""Adapters as a setting of a run: put over its model when it starts, folded in when it is used."""
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
-import mlx.core as mx
-
-from lmxlab.core.config import ModelConfig
 from lmxlab.core.lora import apply_lora, merge_lora
 from lmxlab.core.qlora import apply_qlora
 from lmxlab.core.quantize import dequantize_model, quantize_model
 from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel
-from lmxlab.models.convert import config_from_hf, load_from_hf
-from lmxlab.models.glassllm import load_glassllm_model
-from lmxlab.models.weight_files import read_json
-
-GLASSLLM = "glassllm"
 
 
 @dataclass(frozen=True)
@@ -49,23 +40,6 @@ class LoRAConfig:
             raise UserError(f"lora.{changed[0]} would be ignored: lora.rank is 0; set it, too, to 8 for one.")
 
 
-def pretrained_config(source: str) -> ModelConfig:
-    """The config of the pretrained model that `source` names: glassllm, or a folder in Hugging Face's layout."""
-    if source == GLASSLLM:
-        return load_glassllm_model().config
-    return config_from_hf(read_json(_folder(source) / "config.json"))
-
-
-def pretrained_tokenizer(source: str) -> str:
-    """What `DataConfig.tokenizer` is for that model's own tokenizer."""
-    return source if source == GLASSLLM else str(_folder(source))
-
-
-def load_pretrained(source: str) -> LanguageModel:
-    """The pretrained model in float32."""
-    return load_glassllm_model() if source == GLASSLLM else load_from_hf(str(_folder(source)), dtype=mx.float32)[0]
-
-
 def put_adapters(model: LanguageModel, lora: LoRAConfig) -> None:
     """Quantises the model, where that is asked for, and gives it the adapters, which are then all that is trained."""
     if not lora.rank:
@@ -82,13 +56,3 @@ def fold_adapters(model: LanguageModel, lora: LoRAConfig) -> None:
     if lora.rank:
         dequantize_model(model)
         merge_lora(model)
-
-
-def _folder(source: str) -> Path:
-    folder = Path(source).expanduser()
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"pretrained is {source!r}: give {GLASSLLM}, or a folder with config.json and safetensors (download a repo "
-            "first)."
-        )
-    return folder

@@ -21,10 +21,11 @@ from lmxlab.data import PreparedData, TokenBatches, prepare
 from lmxlab.errors import UserError
 from lmxlab.experiments.budget import flops_per_step, steps_within, tokens_per_step, with_steps
 from lmxlab.experiments.interrupt import Interrupted, Stop
+from lmxlab.experiments.loaded import build_model
 from lmxlab.experiments.provenance import environment, git_commit
 from lmxlab.experiments.recorder import Clock, Observer, Recorder
 from lmxlab.experiments.spec import RunSpec
-from lmxlab.experiments.stored import build_model, check_same_run, read_result
+from lmxlab.experiments.stored import check_same_run, read_result
 from lmxlab.experiments.task import Task, TextTask
 from lmxlab.experiments.tracking import MEASUREMENTS, ExperimentLog, LogEntry
 from lmxlab.files import atomic_write, to_json
@@ -82,6 +83,7 @@ def execute(
             return entry  # another process has ended the run since we looked
         if not goes_on:
             settings = {"spec": spec.to_dict(), "data": task.info, **environment()}
+            task.tokenizer.save(folder.tokenizer)
             atomic_write(folder.config, to_json(settings))
         try:
             return _train(spec, folder, task, ledger, observer, stop, clock)

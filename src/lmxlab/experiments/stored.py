@@ -3,27 +3,13 @@
 import json
 from typing import Any
 
-import mlx.core as mx
-
 from lmxlab.errors import UserError
-from lmxlab.experiments.finetune import fold_adapters, load_pretrained, put_adapters
+from lmxlab.experiments.finetune import fold_adapters, put_adapters
 from lmxlab.experiments.spec import RunSpec, read_config
 from lmxlab.experiments.tracking import LogEntry
 from lmxlab.models.base import LanguageModel
 from lmxlab.training.checkpoints import load_checkpoint
 from lmxlab.training.run_folder import RunFolder
-
-
-def build_model(spec: RunSpec, weights: bool = True) -> LanguageModel:
-    """The untrained model of a run: its weights depend on the seed and the config alone, and on the pretrained model.
-
-    Without `weights` it is not read from there: they will come from a checkpoint.
-    """
-    mx.random.seed(spec.seed)
-    model = load_pretrained(spec.pretrained) if spec.pretrained and weights else LanguageModel(spec.model)
-    put_adapters(model, spec.lora)
-    mx.eval(model.parameters())
-    return model
 
 
 def load_model(folder: RunFolder) -> tuple[RunSpec, LanguageModel]:
@@ -36,7 +22,8 @@ def load_model(folder: RunFolder) -> tuple[RunSpec, LanguageModel]:
     checkpoint = folder.latest_checkpoint()
     if checkpoint is None:
         raise UserError(f"{folder.path} has no checkpoint that can be read: train it first.")
-    model = build_model(spec, weights=False)
+    model = LanguageModel(spec.model)
+    put_adapters(model, spec.lora)
     load_checkpoint(checkpoint, model)
     fold_adapters(model, spec.lora)
     return spec, model

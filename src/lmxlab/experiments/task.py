@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from lmxlab.data import PreparedData, TokenBatches, eval_batches
 from lmxlab.data.batching import EvalBatches
+from lmxlab.data.tokenizer import CorpusTokenizer
 from lmxlab.errors import UserError
 from lmxlab.eval.score import Scorer
 from lmxlab.experiments.sample import sample_text
@@ -30,10 +31,12 @@ class Task(ABC):
     Attributes:
         metric: the score that the run is known by.
         info: what the data is, kept with the run; "hash" must be the same when the run is resumed.
+        tokenizer: kept with the run, so that its model can be used where its data is not.
     """
 
     metric: str
     info: dict[str, Any]
+    tokenizer: CorpusTokenizer
 
     @abstractmethod
     def batches(self, model: LanguageModel) -> Iterable[Batch]:
@@ -64,6 +67,7 @@ class TextTask(Task):
     def __init__(self, spec: RunSpec, prepared: PreparedData):
         self.spec, self.prepared = spec, prepared
         self.info = {"hash": prepared.hash, **prepared.info}
+        self.tokenizer = prepared.tokenizer
         if prepared.vocab_size < 2:
             raise UserError(f"{spec.data.dataset} has {prepared.vocab_size} token in all: there is nothing to predict.")
         if spec.model.vocab_size < prepared.vocab_size:
@@ -90,7 +94,7 @@ class TextTask(Task):
         return scored
 
     def sample(self, model: LanguageModel) -> dict[str, str]:
-        spec, tokenizer = self.spec, self.prepared.tokenizer
+        spec, tokenizer = self.spec, self.tokenizer
         prompt = [int(token) for token in self.prepared.val[: min(PROMPT_TOKENS, spec.seq_len)]]
         text = sample_text(model, tokenizer, prompt, spec.sample_tokens, spec.seq_len, spec.seed)
         return {"prompt": tokenizer.decode(prompt), "text": text}

@@ -1,4 +1,4 @@
-"""A run's folder: config.json, metrics.jsonl, checkpoints/, samples/, result.json, run.log. It can be moved."""
+"""A run's folder: config, tokenizer, metrics, checkpoints/, samples/, result.json, run.log. It can be moved."""
 
 import contextlib
 import json
@@ -26,6 +26,7 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.config = self.path / "config.json"
+        self.tokenizer = self.path / "tokenizer.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
