@@ -1,4 +1,4 @@
-"""What Trainer.train adds to the bare compiled step, and how long starting takes.
+"""What Trainer.train adds to the bare compiled step, how long starting takes, and what counting a large model takes.
 
     python benchmarks/overhead.py
 
@@ -6,6 +6,7 @@ Trainer and bare step take turns in one process, on the model of nanoGPT's CPU s
 """
 
 import dataclasses
+import resource
 import statistics
 import subprocess
 import sys
@@ -53,6 +54,12 @@ def fastest(command: list[str], runs: int = 10) -> float:
     return min(times)
 
 
+def peak_mb() -> float:
+    """The largest resident set of any child process so far."""
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
 def main() -> None:
     python = sys.executable
     interpreter = fastest([python, "-c", "pass"])
@@ -61,6 +68,8 @@ def main() -> None:
     names = "from lmxlab import LanguageModel, Trainer, generate"
     print(f"its main names:   {fastest([python, '-c', names]) - interpreter:.3f} s beyond that")
     print(f"lmxlab --help:    {fastest([python, '-m', 'lmxlab', '--help']):.3f} s in all")
+    seconds = fastest([python, "-m", "lmxlab", "count", "deepseek_v3"])
+    print(f"lmxlab count deepseek_v3: {seconds:.3f} s in all, and no command above held more than {peak_mb():.0f} MB")
     print(f"Trainer overhead: {trainer_overhead():+.1%} over the bare compiled step")
 
 

@@ -35,6 +35,8 @@ def test_count_agrees_with_the_model_and_holds_no_weights(cli) -> None:
     mx.reset_peak_memory()
     detail = cli("count", "llama", "--detail").out
     assert mx.get_peak_memory() < 100e6  # 5.9 billion parameters would be 24 GB
+    assert "deepseek_v3_671b: 671," in cli("count", "deepseek_v3_671b").out
+    assert mx.get_peak_memory() < 100e6
     shares = [float(share) for share in re.findall(r"([\d.]+)%", detail)]
     assert sum(shares) == pytest.approx(100, abs=0.2)
     parts = json.loads(cli("count", "gpt", "--json", "--detail").out)
