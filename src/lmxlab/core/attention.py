@@ -13,6 +13,7 @@ from lmxlab.core.mask import Mask, additive, causal, hide_padding, restrict
 from lmxlab.core.norm import RMSNorm
 from lmxlab.core.position import RoPE
 from lmxlab.core.registry import Registry, check_needs
+from lmxlab.core.taps import tap
 
 CacheLike = Cache | tuple[mx.array, mx.array] | None
 
@@ -60,6 +61,8 @@ class GQA(AttentionBase):
     head's q and k go through an RMSNorm first, with `qk_norm_joint` all heads' together; with `qk_l2_norm` through one
     without weights after the rotation. With `temperature_floor` q is multiplied by `query_temperature`.
     With `config.output_gate` q_proj has twice the channels, and the second half of each head's gates its output.
+
+    Its tap "heads" is what the heads make, (B, T, n_heads, head_dim), before gate and o_proj.
     """
 
     def __init__(self, config: BlockConfig):
@@ -114,7 +117,7 @@ class GQA(AttentionBase):
         if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
             mask = additive(mask, x.shape[1], k.shape[2], q.dtype)
         out = kernels.attention(q, k, v, self.scale, mask, self.config.attention_softcap)
-        out = out.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)
+        out = tap(self, "heads", out.transpose(0, 2, 1, 3)).reshape(*x.shape[:2], -1)
         return self.o_proj(out if gate is None else out * mx.sigmoid(gate)), kept
 
     def _queries_and_gate(self, x: mx.array) -> tuple[mx.array, mx.array | None]:

@@ -12,6 +12,7 @@ from lmxlab.core.mask import Mask
 from lmxlab.core.norm import norm_registry
 from lmxlab.core.position import ALiBi, NoPosition, RoPE, position_registry
 from lmxlab.core.recompute import recompute
+from lmxlab.core.taps import tap
 from lmxlab.errors import UnknownNameError
 
 
@@ -28,6 +29,8 @@ class ConfigurableBlock(nn.Module):
 
     A "none" branch is left out whole: no norm, no residual sum. RoPE is handed to the attention, ALiBi goes into
     the mask; sinusoidal and learned positions belong to the embeddings, so to the model.
+
+    Its taps: "input" and "output" of the block, and "attention" and "ffn", what each branch adds to the stream.
 
     Raises:
         KeyError: a component that no registry has.
@@ -60,6 +63,7 @@ class ConfigurableBlock(nn.Module):
     def __call__(self, x: mx.array, mask: Mask = None, cache: CacheLike = None) -> tuple[mx.array, Cache | None]:
         """x (B, T, d_model), mask and cache as in attention.GQA -> (x (B, T, d_model), cache to continue from)."""
         new_cache: Cache | None = None
+        x = tap(self, "input", x)
         if self.has_attention:
             earlier = as_cache(cache)
             rope = self.position if isinstance(self.position, RoPE) else None
@@ -69,7 +73,7 @@ class ConfigurableBlock(nn.Module):
             x = self._after("attn", x, out)
         if self.has_ffn:
             x = self._after("ffn", x, self.ffn(self._before("ffn", x)))
-        return x, new_cache
+        return tap(self, "output", x), new_cache
 
     def recomputed(self, x: mx.array, mask: Mask = None) -> mx.array:
         """As a call without a cache, whose intermediate results are computed again for the backward pass."""
@@ -90,5 +94,6 @@ class ConfigurableBlock(nn.Module):
             out = self[f"{branch}_norm"](out)
         elif self._placement == "sandwich":
             out = self[f"{branch}_out_norm"](out)
+        out = tap(self, "attention" if branch == "attn" else branch, out)
         x = x + self.resid_dropout(out)
         return self[f"{branch}_norm"](x) if self._placement == "post" else x

@@ -12,6 +12,7 @@ from lmxlab.core.linear import Linear
 from lmxlab.core.mask import Mask, additive, hide_padding
 from lmxlab.core.norm import RMSNorm
 from lmxlab.core.position import RoPE
+from lmxlab.core.taps import tap
 from lmxlab.errors import UserError
 
 LATENT_NORM_EPS = 1e-6  # of the norms of latents, whatever the model's own: so it is in DeepSeek's code
@@ -75,7 +76,8 @@ class MLA(AttentionBase):
         absorbs = offset > 0 and n_queries <= self.most_absorbed and self.config.attention_softcap is None
         attend = self._absorbed if absorbs else self._expanded
         out = attend(q_nope, q_rope, latent, k_rope, mask)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)), kept
+        out = tap(self, "heads", out.transpose(0, 2, 1, 3))
+        return self.o_proj(out.reshape(*x.shape[:2], -1)), kept
 
     def make_cache(self) -> KVCache:
         return KVCache()

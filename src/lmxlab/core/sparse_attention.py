@@ -9,6 +9,7 @@ from lmxlab.core.config import BlockConfig
 from lmxlab.core.linear import Linear
 from lmxlab.core.mask import Mask, additive, check_causal
 from lmxlab.core.position import RoPE
+from lmxlab.core.taps import tap
 from lmxlab.errors import UserError
 
 BRANCHES = 3
@@ -84,8 +85,10 @@ class SparseGQA(GQA):
         close = self._attend(q, keys[1], values[1], among & visible[:, None])
         near = self._attend(q, keys[2], values[2], (visible & (queries - seen < self.window))[:, None])
         gates = mx.sigmoid(self.branch_gate(x)).reshape(batch, length, BRANCHES, n_heads, 1).transpose(2, 0, 3, 1, 4)
+        gates = tap(self, "branch_gates", gates)
         out = gates[0] * coarse + gates[1] * close + gates[2] * near
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1)), kept
+        out = tap(self, "heads", out.transpose(0, 2, 1, 3))
+        return self.o_proj(out.reshape(batch, length, -1)), kept
 
     def _compressed(
         self, q: mx.array, k: mx.array, v: mx.array, queries: mx.array, padding: mx.array | None
@@ -102,6 +105,7 @@ class SparseGQA(GQA):
         if self.config.attention_softcap is not None:
             scores = self.config.attention_softcap * mx.tanh(scores / self.config.attention_softcap)
         weights = mx.where(ended, kernels.softmax(scores + additive(ended, 1, 1, mx.float32)), 0.0)
+        weights = tap(self, "compressed_weights", weights)
         return (weights.astype(v.dtype) @ v).reshape(q.shape), weights
 
     def _means(self, x: mx.array, n_blocks: int, padding: mx.array | None) -> mx.array:

@@ -10,6 +10,7 @@ from lmxlab.core.kernels.activations import exp_neg
 from lmxlab.core.kernels.passes import fence, row_sums, spread, with_vjp
 from lmxlab.core.kernels.switch import is_fast
 from lmxlab.core.mask import Mask, additive
+from lmxlab.core.taps import watched
 
 
 def softmax(x: mx.array) -> mx.array:
@@ -33,6 +34,7 @@ def attention(
     Returns:
         (B, H, Tq, Dv).
     """
+    watched(q, k, v, scale, mask, softcap)
     (batch, heads, queries, _), (_, groups, keys, _) = q.shape, k.shape
     if softcap is not None:
         return _capped_attention(q, k, v, scale, mask, softcap)
