@@ -64,6 +64,9 @@ def test_windows_are_where_they_were_published() -> None:
 @pytest.mark.parametrize(
     ("preset", "billions"),
     [
+        ("llama2_7b", 6.738),
+        ("llama2_13b", 13.016),
+        ("llama3_8b", 8.030),
         ("mixtral_8x7b", 46.70),
         ("mixtral_8x22b", 140.62),
         ("qwen3_30b_a3b", 30.53),

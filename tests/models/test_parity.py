@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.oracle
 # Largest gap of float32 logits (spread 1 to 3), with MLX's own operations and with the kernels of a CPU.
 EXACT_GAP, FAST_GAP = 1e-5, 5e-5
 LARGEST_GAP = 1e-4  # of correctness.md
+TABLE = Path(__file__).parents[2] / "docs" / "zoo.md"  # make_zoo_table.py writes it
 
 GROUPS = (dense, mixtures, state_space, delta_hybrids)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {case: spec for group in GROUPS for case, spec in group.CASES.items()}
@@ -64,8 +66,10 @@ def test_logits_equal_the_reference(case: str, tolerance: float, folders: dict[s
         np.testing.assert_allclose(np.array(logits), expected[f"logits{length}"], atol=tolerance, rtol=0)
 
 
-def test_every_family_has_a_case() -> None:
+def test_every_family_has_a_case_and_every_case_a_row_in_the_docs() -> None:
     assert {kind for kind, _ in CASES.values()} == set(CONVERTERS)
+    told = re.findall(r"^\| ([^|]+) \| \w+ForCausalLM|^\| ([^|]+) \| \w+LMHeadModel", TABLE.read_text(), re.M)
+    assert {a or b for a, b in told} == set(CASES)
 
 
 @pytest.mark.parametrize("case", GREEDY)

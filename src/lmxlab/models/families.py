@@ -78,7 +78,7 @@ FAMILIES: dict[str, Family] = {
             llama.llama_tiny,
             _presets(
                 llama.llama_tiny, llama.llama_10m, llama.llama_30m, llama.llama_7b, llama.llama_13b,
-                llama.llama3_8b, llama.llama31_8b, llama.llama32_1b,
+                llama.llama2_7b, llama.llama2_13b, llama.llama3_8b, llama.llama31_8b, llama.llama32_1b,
             ),
             "RMSNorm, grouped-query attention, SwiGLU, rotary positions",
             llama.LLAMA,

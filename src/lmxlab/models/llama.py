@@ -59,17 +59,27 @@ def llama_30m() -> ModelConfig:
 
 
 def llama_7b() -> ModelConfig:
-    """32 layers, 4096 wide, grouped queries."""
+    """32 layers, 4096 wide, grouped queries: 5.9 B parameters, no published model. That is `llama2_7b`."""
     return llama_config()
 
 
 def llama_13b() -> ModelConfig:
-    """40 layers, 5120 wide, grouped queries."""
+    """40 layers, 5120 wide, grouped queries: 11.4 B parameters, no published model. That is `llama2_13b`."""
     return llama_config(d_model=5120, n_heads=40, n_kv_heads=10, n_layers=40, d_ff=13824)
 
 
+def llama2_7b() -> ModelConfig:
+    """Llama 2 7B, 6.74 B parameters, as many key/value as query heads (2307.09288, table 1; its config.json)."""
+    return llama_config(n_kv_heads=32)
+
+
+def llama2_13b() -> ModelConfig:
+    """Llama 2 13B, 13.02 B parameters, as many key/value as query heads (2307.09288, table 1; its config.json)."""
+    return llama_config(d_model=5120, n_heads=40, n_kv_heads=40, n_layers=40, d_ff=13824)
+
+
 def llama3_8b() -> ModelConfig:
-    """Llama 3 8B (2407.21783, table 3)."""
+    """Llama 3 8B, 8.03 B parameters (2407.21783, table 3)."""
     return llama_config(vocab_size=128256, d_ff=14336, max_seq_len=8192, rope_theta=500000.0)
 
 

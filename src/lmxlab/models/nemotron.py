@@ -174,7 +174,7 @@ def nemotron3_nano() -> ModelConfig:
 
 
 def nemotron3_super() -> ModelConfig:
-    """Nemotron 3 Super, 120.6 B parameters, 12 B of them active (nvidia/NVIDIA-Nemotron-3-Super-120B-A12B)."""
+    """Nemotron 3 Super, 120.7 B parameters, 12 B of them active (nvidia/NVIDIA-Nemotron-3-Super-120B-A12B)."""
     return nemotron3_config(
         "MEMEMEM*EMEMEMEM*EMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEM*EMEMEMEME",
         vocab_size=131072,
