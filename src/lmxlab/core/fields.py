@@ -30,6 +30,20 @@ def plain(value: Any) -> Any:
     return {name: plain(item) for name, item in items if item is not None and not isinstance(item, Derived)}
 
 
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested tables and lists as one table.
+
+    >>> flat({"a": {"b": 1}, "c": [2, {"d": 3}]})
+    {'a.b': 1, 'c.0': 2, 'c.1.d': 3}
+    """
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return {prefix: value}
+    inner = (flat(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items())
+    return {key: item for table in inner for key, item in table.items()}
+
+
 def check_types(config: Any) -> None:
     """Numbers from a config file may be of the wrong type: caught here, not in the middle of a forward pass."""
     for f in dataclasses.fields(config):

@@ -11,6 +11,7 @@ import mlx.nn as nn
 
 from lmxlab.core.adapters import AdapterError, adapt, adapters_of, choose, fill_adapters
 from lmxlab.core.config import ModelConfig
+from lmxlab.core.fields import flat
 from lmxlab.core.lora_experts import LoRAExpertLinear
 from lmxlab.core.low_rank import ADAPTER_NAMES, LoRALinear, LowRank, Options
 from lmxlab.core.quantize import replace
@@ -162,21 +163,12 @@ def read_arrays(file: Path) -> dict[str, mx.array]:
 
 def _check_same_model(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     """Two models may have layers of the same names and shapes and still compute different things with them."""
-    was, now = (_flat(ModelConfig.from_dict(config).to_dict()) for config in (theirs, ours))
+    was, now = (flat(ModelConfig.from_dict(config).to_dict()) for config in (theirs, ours))
     differ = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
     differ = [key for key in differ if key.rpartition(".")[2] not in OF_TRAINING]
     if differ:
         told = ", ".join(f"{key} is {was.get(key)!r} there, {now.get(key)!r} here" for key in differ[:4])
         raise AdapterError(f"{folder} is an adapter for another model: {told}")
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, list):
-        value = dict(enumerate(value))
-    if not isinstance(value, dict):
-        return {prefix: value}
-    inner = (_flat(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items())
-    return {key: item for table in inner for key, item in table.items()}
 
 
 def _plain_config(model: nn.Module) -> dict[str, Any] | None:

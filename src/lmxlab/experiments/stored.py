@@ -1,8 +1,8 @@
 """Reading a run folder back: its spec, its result, its model, and whether it is the run that is to be resumed."""
 
 import json
-from typing import Any
 
+from lmxlab.core.fields import flat
 from lmxlab.errors import UserError
 from lmxlab.experiments.finetune import fold_adapters, put_adapters
 from lmxlab.experiments.spec import RunSpec, read_config
@@ -51,7 +51,7 @@ def check_same_run(spec: RunSpec, folder: RunFolder, data_hash: str) -> RunSpec:
         UserError: naming the settings, or the data, that differ.
     """
     stored = read_spec(folder)
-    asked, there = _flat(spec.to_dict()), _flat(stored.to_dict())
+    asked, there = flat(spec.to_dict()), flat(stored.to_dict())
     # These follow from the budget and the seed, which are compared themselves.
     derived = {"optim.max_steps", "optim.warmup_steps", "optim.seed"}
     keys = sorted((asked.keys() | there.keys()) - derived)
@@ -74,11 +74,3 @@ def check_same_data(folder: RunFolder, data_hash: str) -> None:
             f"The data of {folder.path} has changed since the run was started, and with it what its tokens mean: "
             "bring the data back, or train anew."
         )
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
