@@ -20,7 +20,7 @@ def option(help: str, metavar: str | None = None, default: str | None = None, al
 Json = Annotated[bool, option("Print the result as JSON.", default="")]
 Runs = Annotated[Path, option("Where run folders and the ledger (results.jsonl) are.", "FOLDER")]
 RUNS = Path("runs")
-Tokenizer = Annotated[str, option("char, bpe:SIZE, tiktoken:NAME, hf:REPO, or a tokenizer's JSON file.", "NAME")]
+Tokenizer = Annotated[str, option("char, bpe:SIZE, tiktoken:NAME, hf:REPO, glassllm, or a JSON file.", "NAME")]
 DATASET = "Name of a dataset (`lmxlab data info`), or a text, JSONL or parquet file or a folder of them."
 
 

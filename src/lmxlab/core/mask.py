@@ -5,7 +5,7 @@ import mlx.core as mx
 from lmxlab.errors import UserError
 
 Mask = mx.array | str | None
-MASKED = -1e4  # an additive mask that is lower hides what it stands for
+HIDDEN = -1e4  # an additive mask that is lower hides what it stands for
 
 
 def causal(queries: int, keys: int) -> mx.array:
@@ -33,7 +33,7 @@ def check_causal(mask: Mask, queries: int, keys: int, mixer: str) -> None:
     if not isinstance(mask, mx.array):
         return
     seen = mask if mask.dtype == mx.bool_ else mask == 0
-    hidden = mx.logical_not(mask) if mask.dtype == mx.bool_ else mask <= MASKED
+    hidden = mx.logical_not(mask) if mask.dtype == mx.bool_ else mask <= HIDDEN
     if mask.shape[-2:] != (queries, keys) or not mx.where(causal(queries, keys), seen, hidden).all():
         raise UserError(f"{mixer} is causal by itself and takes no other mask; use mask='causal'")
 

@@ -18,8 +18,8 @@ class DataConfig:
 
     Args:
         dataset: a name of `lmxlab.data.DATASETS`, or the path of a text, JSONL or parquet file or of a folder of them.
-        tokenizer: "char", "bpe:SIZE" (trained on the training documents), "tiktoken:NAME", "hf:REPO", or the path of
-            a tokenizer's JSON file.
+        tokenizer: "char", "bpe:SIZE" (trained on the training documents), "tiktoken:NAME", "hf:REPO",
+            "glassllm" (or "glassllm:pt"), or the path of a tokenizer's JSON file.
         val_fraction: share of the text that is held out, between 0 and 1. Datasets with a pinned validation file
             (climbmix) ignore it.
         seed: decides which documents are held out. A single text is split in order: its end is held out.
@@ -45,7 +45,7 @@ class DataConfig:
         if not self.dataset:
             raise UserError("dataset is empty: give a name (see `lmxlab data info`) or the path of a text file.")
         if not self.tokenizer:
-            raise UserError("tokenizer is empty: give char, bpe:SIZE, tiktoken:NAME, hf:REPO or a JSON file.")
+            raise UserError("tokenizer is empty: give char, bpe:SIZE, tiktoken:NAME, hf:REPO, glassllm or a JSON file.")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"val_fraction is {self.val_fraction}: it must lie between 0 and 1, as 0.1 does.")
         if self.seed < 0:

@@ -180,8 +180,8 @@ def load_tokenizer(spec: str | Path) -> CorpusTokenizer:
         path = path / "tokenizer.json"
     if not path.is_file():
         raise UserError(
-            f"no tokenizer {str(spec)!r}: give char, bpe:SIZE (such as bpe:1024), tiktoken:NAME, hf:REPO, or the path "
-            "of a tokenizer's JSON file."
+            f"no tokenizer {str(spec)!r}: give char, bpe:SIZE (such as bpe:1024), tiktoken:NAME, hf:REPO, glassllm, or "
+            "the path of a tokenizer's JSON file."
         )
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
