@@ -6,6 +6,7 @@ from mlx.utils import tree_flatten
 
 from lmxlab.cli.diagram import block_diagram, cache_bytes
 from lmxlab.models.base import LanguageModel
+from lmxlab.models.falcon import falcon_h1_config
 from lmxlab.models.families import FAMILIES
 from lmxlab.models.gemma3 import gemma3_1b
 from lmxlab.models.gpt import gpt_tiny
@@ -18,10 +19,10 @@ def test_layers_that_are_alike_share_a_letter() -> None:
         "layers AAAAABAAAAABAAAAABAAAAABAA",
         "  A (x22)",
         "    x + rms_norm(sliding_window_gqa(rms_norm(x)))   "
-        "4 heads on 1 of 256, qk_norm True, window_size 512, rope 10,000",
+        "4 heads on 1 of 256, qk_norm, window_size 512, rope 10,000",
         "    x + rms_norm(gated(rms_norm(x)))                d_ff 6,912",
         "  B (x4)",
-        "    x + rms_norm(gqa(rms_norm(x)))     4 heads on 1 of 256, qk_norm True, rope 1,000,000",
+        "    x + rms_norm(gqa(rms_norm(x)))     4 heads on 1 of 256, qk_norm, rope 1,000,000",
         "    x + rms_norm(gated(rms_norm(x)))   d_ff 6,912",
         "rms_norm and the embedding, transposed",
     ]
@@ -30,6 +31,13 @@ def test_layers_that_are_alike_share_a_letter() -> None:
 def test_positions_and_norms_stand_where_they_act() -> None:
     assert "+ sinusoidal positions" in block_diagram(gpt_tiny())
     assert any("x + rms_norm(gqa(x))" in line for line in block_diagram(olmo2_tiny()))
+
+
+def test_a_state_space_mixer_tells_its_states_and_only_what_is_its_own() -> None:
+    assert (
+        "    x + mamba2(rms_norm(x))   mamba_n_heads 64, mamba_head_dim 64, d_inner 4,096, 128 states"
+        in block_diagram(falcon_h1_config())
+    )
 
 
 def numbers_kept(model: LanguageModel, n_tokens: int) -> int:

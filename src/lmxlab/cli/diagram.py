@@ -3,6 +3,7 @@
 import dataclasses
 import string
 import textwrap
+from typing import Any
 
 from lmxlab.core.component_fields import READS, ROTATED, ROTATES_ITSELF
 from lmxlab.core.components import attention_registry
@@ -83,6 +84,8 @@ def _attention(block: BlockConfig) -> list[str]:
     elif block.attention in ROTATES_ITSELF:
         parts.append(f"{block.n_heads} heads")
     parts += _own_fields(block, "attention")
+    if "mamba" in block.attention:
+        parts.append(f"{block.ssm_state_size} states")
     if block.position == "rope" and block.attention in ROTATED:
         scaling = f", {block.rope_scaling.kind} scaling" if block.rope_scaling else ""
         parts.append(f"rope {block.rope_theta:,.0f}{scaling}")
@@ -94,5 +97,20 @@ def _attention(block: BlockConfig) -> list[str]:
 def _own_fields(block: BlockConfig, slot: str) -> list[str]:
     """The optional fields that the component reads, where they are set."""
     default = {field.name: field.default for field in dataclasses.fields(BlockConfig)}
-    names = READS[slot].get(getattr(block, slot), ())
-    return [f"{name} {getattr(block, name)}" for name in names if getattr(block, name) != default[name]]
+    set_ones = [name for name in READS[slot].get(getattr(block, slot), ()) if getattr(block, name) != default[name]]
+    return [text for name in set_ones for text in in_words(name, getattr(block, name))]
+
+
+def in_words(name: str, value: Any) -> list[str]:
+    """A field: a switch that is on by its name alone, a group of options by those that are not the usual ones.
+
+    >>> from lmxlab.core.mamba_options import MambaOptions
+    >>> in_words("qk_norm", True), in_words("d_ff", 4096), in_words("mamba_options", MambaOptions(d_inner=64))
+    (['qk_norm'], ['d_ff 4,096'], ['d_inner 64'])
+    """
+    if dataclasses.is_dataclass(value):
+        own = [f for f in dataclasses.fields(value) if getattr(value, f.name) != f.default]
+        return [text for f in own for text in in_words(f.name, getattr(value, f.name))]
+    if value is True:
+        return [name]
+    return [f"{name} {value:,}" if type(value) is int else f"{name} {value}"]

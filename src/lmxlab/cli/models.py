@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
-from lmxlab.cli.diagram import block_diagram, cache_bytes
+from lmxlab.cli.diagram import block_diagram, cache_bytes, in_words
 from lmxlab.cli.options import Json, option
 from lmxlab.cli.render import note, number, out, out_json
 from lmxlab.core.config import ModelConfig
@@ -108,6 +108,8 @@ def cmd_info(args: argparse.Namespace) -> None:
         return
     out(f"Architecture: {title}")
     for name, value in {**_settings(config.block, BLOCK_FIELDS), **_settings(config, MODEL_FIELDS)}.items():
+        if dataclasses.is_dataclass(value):
+            value = ", ".join(in_words(name, value))
         out(f"  {name + ':':<16} {value:,}" if type(value) is int else f"  {name + ':':<16} {value}")
     out(f"  {'parameters:':<16} {LanguageModel(config).count_parameters():,}")
     beside = f", and up to {fixed:,} bytes for windows and states" if fixed else ""
