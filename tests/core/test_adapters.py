@@ -1,9 +1,12 @@
 """Which layers a target means, and that none is passed over in silence."""
 
+import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from mlx.utils import tree_map
 
-from lmxlab.core.adapters import adapters_of, choose
+from lmxlab.core.adapters import adapters_of, choose, without_adapters
+from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.core.lora import apply_lora
 from lmxlab.core.qlora import apply_qlora
 from lmxlab.core.quantize import quantize_model
@@ -79,3 +82,27 @@ def test_an_adapter_takes_over_the_mode_of_its_layer() -> None:
     model.train()
     assert model.blocks[0].attention.q_proj.draws
     assert isinstance(model.blocks[0].ffn.up, nn.Linear)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "quantised", "experts"])
+def test_without_its_adapters_a_model_computes_what_it_did_before(kind: str) -> None:
+    mx.random.seed(0)
+    block = BlockConfig(
+        **{"attention": "gqa", "ffn": "moe" if kind == "experts" else "gated", "norm": "rms_norm", "position": "rope"},
+        **{"d_model": 32, "n_heads": 2, "d_ff": 32, "moe_d_ff": 32, "n_experts": 4, "max_seq_len": 32, "bias": True},
+    )
+    model = LanguageModel(ModelConfig(block, vocab_size=32, n_layers=1))
+    x = mx.array([[1, 2, 3, 4]])
+    if kind == "quantised":
+        quantize_model(model, group_size=32)
+    before = model(x)[0]
+    apply = apply_qlora if kind == "quantised" else apply_lora
+    apply(model, 2, 4.0, ["attention", "ffn"], dora=kind == "dora")
+    model.update(tree_map(lambda a: a + 0.3, model.trainable_parameters()))
+    after = model(x)[0]
+    with without_adapters(model):
+        assert mx.allclose(model(x)[0], before, atol=1e-6)
+    assert mx.array_equal(model(x)[0], after) and not mx.allclose(after, before, atol=1e-2)
+    with pytest.raises(ZeroDivisionError), without_adapters(model):
+        raise ZeroDivisionError
+    assert mx.array_equal(model(x)[0], after)

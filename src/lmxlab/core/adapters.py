@@ -1,7 +1,8 @@
 """Which layers of a model get an adapter, and setting the adapters that a model has."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Unpack
 
 import mlx.core as mx
@@ -26,6 +27,19 @@ class AdapterError(UserError):
 def adapters_of(model: nn.Module) -> dict[str, LowRank]:
     """The layers of a model that have an adapter, by name."""
     return {path: layer for path, layer in sorted(model.named_modules()) if isinstance(layer, LowRank)}
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model computes what it did before it got its adapters."""
+    layers = adapters_of(model).values()
+    for layer in layers:
+        layer.adapter_on = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.adapter_on = True
 
 
 def adapt(model: nn.Module, layers: dict[str, nn.Module], rank: int, alpha: float, **options: Unpack[Options]) -> None:

@@ -36,6 +36,8 @@ class LoRAExpertLinear(LowRank):
 
     def __call__(self, rows: mx.array, plan: Plan) -> mx.array:  # type: ignore[override]  # it takes the plan, too
         """(S, in) rows in the order of the plan -> (S, out)."""
+        if not self.adapter_on:
+            return self._base(rows, plan)
         seen = drop(rows, self.dropout) if self.draws else rows
         low = expert_matmul(seen, self.lora_A.swapaxes(-1, -2).astype(rows.dtype), plan) * self.scaling
         return self._base(rows, plan) + expert_matmul(low, self.lora_B.swapaxes(-1, -2).astype(rows.dtype), plan)

@@ -40,7 +40,7 @@ class LowRank(nn.Module):
         rslora: scaling is alpha / sqrt(rank) (2312.03732).
 
     Attributes: rank, alpha, scaling, dropout, weight, bias (if the layer has one), lora_A (in, rank), lora_B
-        (rank, out), with DoRA lora_magnitude (out,).
+        (rank, out), with DoRA lora_magnitude (out,); adapter_on, which `adapters.without_adapters` sets.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class LowRank(nn.Module):
             raise TypeError(f"options are {sorted(Options.__annotations__)}, got {sorted(options)}")
         check(isinstance(rank, int) and rank > 0, "rank", rank, "an integer above 0")
         check(math.isfinite(alpha) and alpha != 0, "alpha", alpha, "a number other than 0")
+        self.adapter_on = True
         self.rank = rank
         self.alpha = alpha
         self.dropout = options.get("dropout", 0.0)
@@ -109,6 +110,8 @@ class LowRank(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., in) -> (..., out), in the type that the layer without an adapter gives."""
+        if not self.adapter_on:
+            return self._base(x)
         seen = drop(x, self.dropout) if self.draws else x
         update = (seen @ self.lora_A.astype(x.dtype) * self.scaling) @ self.lora_B.astype(x.dtype)
         if "lora_magnitude" not in self:

@@ -5,6 +5,7 @@ from lmxlab.data.bpe import BPETokenizer
 from lmxlab.data.config import DataConfig, default_cache_dir
 from lmxlab.data.dataset import HFDataset, TextDataset, TokenDataset
 from lmxlab.data.glassllm import load_glassllm
+from lmxlab.data.preferences import PreferenceBatches, Preferences, load_preferences, make_preferences
 from lmxlab.data.prepare import PreparedData, describe, prepare
 from lmxlab.data.sources import DATASETS, Dataset, default_dataset, list_datasets
 from lmxlab.data.tokenizer import (
@@ -28,6 +29,8 @@ __all__ = [
     "EvalBatches",
     "HFDataset",
     "HFTokenizer",
+    "PreferenceBatches",
+    "Preferences",
     "PreparedData",
     "TextDataset",
     "TiktokenTokenizer",
@@ -43,6 +46,8 @@ __all__ = [
     "eval_batches",
     "list_datasets",
     "load_glassllm",
+    "load_preferences",
     "load_tokenizer",
+    "make_preferences",
     "prepare",
 ]

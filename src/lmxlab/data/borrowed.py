@@ -132,6 +132,21 @@ class HFTokenizer:
     def decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens)
 
+    def apply_chat_template(self, messages: list[dict[str, str]], open_turn: bool = True) -> str:
+        """The messages as the repository's template writes them; with `open_turn`, up to where an answer begins.
+
+        Raises:
+            UserError: the repository has no template, or it refuses the messages.
+        """
+        if not self._tokenizer.chat_template:
+            raise UserError(f"the tokenizer of {self.repo_id!r} has no chat template: give plain texts.")
+        from jinja2 import TemplateError  # transformers renders with it
+
+        try:
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn)
+        except TemplateError as error:
+            raise UserError(f"the chat template of {self.repo_id!r} refuses the messages: {error}") from error
+
     def save(self, path: str | Path) -> None:
         """Writes the repository's name: its files belong to the hub's cache."""
         _save_name(path, "hf", self.repo_id)

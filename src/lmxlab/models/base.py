@@ -106,12 +106,17 @@ class LanguageModel(nn.Module):
         """
         return self.nats_of(self.hidden_states(x, segments=segments)[0], y)
 
-    def nats_of(self, hidden: mx.array, y: mx.array) -> mx.array:
-        """As `nats`, from hidden states (..., d_model) and the tokens after them (...)."""
+    def nats_of(self, hidden: mx.array, y: mx.array, temperature: float = 1.0) -> mx.array:
+        """As `nats`, from hidden states (..., d_model) and the tokens after them (...).
+
+        The logits are divided by the temperature.
+        """
         projection = self.embed if self.config.tie_embeddings else self.head
         if isinstance(projection, nn.Embedding | nn.Linear) and self.config.logit_softcap is None:
+            hidden = hidden if temperature == 1 else hidden / temperature
             return kernels.linear_cross_entropy(hidden, self.output_weight, y)
-        return kernels.cross_entropy(self.logits(hidden), y)
+        logits = self.logits(hidden)
+        return kernels.cross_entropy(logits if temperature == 1 else logits / temperature, y)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """The output projection: `hidden_states` (..., d_model) -> (..., vocab_size)."""

@@ -13,6 +13,9 @@ from lmxlab.training.callbacks import (
 )
 from lmxlab.training.checkpoints import load_checkpoint, save_checkpoint
 from lmxlab.training.config import TrainConfig
+from lmxlab.training.dpo import DPO, dpo_loss, with_reference
+from lmxlab.training.grpo import GRPO, grpo_loss
+from lmxlab.training.grpo_trainer import GRPOConfig, GRPOTrainer, Rollouts
 from lmxlab.training.hardware import detect_peak_tflops
 from lmxlab.training.metric_callbacks import (
     ActivationStatsCallback,
@@ -29,12 +32,16 @@ from lmxlab.training.run_folder import RunFolder
 from lmxlab.training.trainer import NonFiniteLoss, Trainer
 
 __all__ = [
+    "DPO",
+    "GRPO",
     "ActivationStatsCallback",
     "AttentionEntropyCallback",
     "Callback",
     "EarlyStopping",
     "EffectiveRankCallback",
     "FLOPCounter",
+    "GRPOConfig",
+    "GRPOTrainer",
     "GradientNoiseScaleCallback",
     "GradientStatsCallback",
     "HardwareMonitor",
@@ -43,6 +50,7 @@ __all__ = [
     "MetricsLogger",
     "MultiTokenPrediction",
     "NonFiniteLoss",
+    "Rollouts",
     "RunFolder",
     "ThroughputMonitor",
     "TimeBudget",
@@ -53,9 +61,12 @@ __all__ = [
     "create_optimizer",
     "create_schedule",
     "detect_peak_tflops",
+    "dpo_loss",
     "gradient_noise_scale",
+    "grpo_loss",
     "load_checkpoint",
     "multi_token",
     "save_checkpoint",
     "standard_callbacks",
+    "with_reference",
 ]
