@@ -87,10 +87,9 @@ def test_an_adapter_takes_over_the_mode_of_its_layer() -> None:
 @pytest.mark.parametrize("kind", ["lora", "dora", "quantised", "experts"])
 def test_without_its_adapters_a_model_computes_what_it_did_before(kind: str) -> None:
     mx.random.seed(0)
-    block = BlockConfig(
-        **{"attention": "gqa", "ffn": "moe" if kind == "experts" else "gated", "norm": "rms_norm", "position": "rope"},
-        **{"d_model": 32, "n_heads": 2, "d_ff": 32, "moe_d_ff": 32, "n_experts": 4, "max_seq_len": 32, "bias": True},
-    )
+    ffn = {"ffn": "moe", "moe_d_ff": 32, "n_experts": 4} if kind == "experts" else {"ffn": "gated", "bias": True}
+    sizes = {"d_model": 32, "n_heads": 2, "d_ff": 32, "max_seq_len": 32}
+    block = BlockConfig(attention="gqa", norm="rms_norm", position="rope", **sizes, **ffn)
     model = LanguageModel(ModelConfig(block, vocab_size=32, n_layers=1))
     x = mx.array([[1, 2, 3, 4]])
     if kind == "quantised":
