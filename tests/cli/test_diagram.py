@@ -5,11 +5,13 @@ import pytest
 from mlx.utils import tree_flatten
 
 from lmxlab.cli.diagram import block_diagram, cache_bytes
+from lmxlab.core.config import ModelConfig
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.falcon import falcon_h1_config
 from lmxlab.models.families import FAMILIES
 from lmxlab.models.gemma3 import gemma3_1b
 from lmxlab.models.gpt import gpt_tiny
+from lmxlab.models.mamba import mamba_block
 from lmxlab.models.olmo2 import olmo2_tiny
 
 
@@ -40,18 +42,26 @@ def test_a_state_space_mixer_tells_its_states_and_only_what_is_its_own() -> None
     )
 
 
-def numbers_kept(model: LanguageModel, n_tokens: int) -> int:
+def bytes_kept(config: ModelConfig, n_tokens: int) -> int:
+    model = LanguageModel(config)
+    model.set_dtype(mx.bfloat16)
     _, caches = model(mx.zeros((1, n_tokens), mx.int32))
     leaves = [leaf for cache in caches if cache for _, leaf in tree_flatten(cache.snapshot())]
-    return sum(leaf.size for leaf in leaves if isinstance(leaf, mx.array))
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, mx.array))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_cache_is_as_large_as_it_says(family: str) -> None:
-    config = FAMILIES[family].tiny()
-    length = config.block.max_seq_len
-    kept = [numbers_kept(LanguageModel(config), n_tokens) for n_tokens in (length // 2, length)]
-    per_token, fixed = (n_bytes // 2 for n_bytes in cache_bytes(config))
+MAMBA3 = {"mamba_trapezoidal": True, "mamba_bc_norm": True, "mamba_complex_a": True}
+CONFIGS = {name: family.tiny for name, family in FAMILIES.items()} | {
+    "mamba3": lambda: ModelConfig(mamba_block(attention="mamba3", d_model=64, mamba_head_dim=32, **MAMBA3), 256, 2)
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_cache_is_as_large_as_it_says(name: str) -> None:
+    config = CONFIGS[name]()
+    length = 128
+    kept = [bytes_kept(config, n_tokens) for n_tokens in (length // 2, length)]
+    per_token, fixed = cache_bytes(config)
     if {config.get_block_config(i).attention for i in range(config.n_layers)} & {"sliding_window_gqa", "chunked_gqa"}:
         assert fixed > 0 and per_token < kept[1] / length  # a single pass hands over all its keys: no window is cut yet
     else:

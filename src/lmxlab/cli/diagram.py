@@ -10,7 +10,7 @@ from lmxlab.core.components import attention_registry
 from lmxlab.core.config import BlockConfig, ModelConfig
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
-CACHE_BYTES = 2  # of a number in float16 or bfloat16
+CACHE_BYTES, STATE_BYTES = 2, 4  # of a number in float16 or bfloat16, and in a recurrent state
 
 
 def block_diagram(config: ModelConfig) -> list[str]:
@@ -37,12 +37,17 @@ def block_diagram(config: ModelConfig) -> list[str]:
 
 
 def cache_bytes(config: ModelConfig) -> tuple[int, int]:
-    """Bytes that decoding keeps for each token, and at most, per sequence, in windows and states; in 16-bit numbers."""
-    kept = [
-        attention_registry.get(layer.attention).cached_numbers(layer)
-        for layer in map(config.get_block_config, range(config.n_layers))
-    ]
-    return CACHE_BYTES * sum(growing for growing, _ in kept), CACHE_BYTES * sum(fixed for _, fixed in kept)
+    """Bytes that decoding keeps for each token, and at most, per sequence, in windows and states.
+
+    Of a model in 16-bit numbers; the states of recurrences are float32 in it, too.
+    """
+    growing = fixed = 0
+    for layer in map(config.get_block_config, range(config.n_layers)):
+        mixer = attention_registry.get(layer.attention)
+        per_token, beside = mixer.cached_numbers(layer)
+        growing += CACHE_BYTES * per_token
+        fixed += CACHE_BYTES * beside + (STATE_BYTES - CACHE_BYTES) * mixer.cached_float32(layer)
+    return growing, fixed
 
 
 def _branches(block: BlockConfig) -> list[str]:

@@ -53,6 +53,11 @@ class AttentionBase(nn.Module):
         """Numbers that its cache keeps for each token without end, and at most, per sequence, beside them."""
         raise NotImplementedError(f"{cls.__name__} must define cached_numbers(config)")
 
+    @classmethod
+    def cached_float32(cls, config: BlockConfig) -> int:
+        """How many of the numbers beside them are float32 whatever the model computes in: states of recurrences."""
+        return 0
+
 
 class GQA(AttentionBase):
     """Grouped-query attention (2305.13245): softmax(scale q k^T + mask) v, each key/value head for a group of queries.

@@ -106,6 +106,11 @@ class GatedDeltaNet(AttentionBase):
         tail = (config.conv_kernel_size - 1) * channels if config.use_short_conv else 0
         return 0, value_heads * key_dim * value_dim + tail
 
+    @classmethod
+    def cached_float32(cls, config: BlockConfig) -> int:
+        _, value_heads, key_dim, value_dim = sizes(config)
+        return value_heads * key_dim * value_dim
+
 
 def sizes(config: BlockConfig) -> tuple[int, int, int, int]:
     """(key heads, value heads, channels per key head, channels per value head) of a config.

@@ -89,6 +89,10 @@ class Mamba1(AttentionBase):
         inner, _ = _sizes(config)
         return 0, inner * (config.ssm_state_size + config.conv_kernel_size - 1)
 
+    @classmethod
+    def cached_float32(cls, config: BlockConfig) -> int:
+        return _sizes(config)[0] * config.ssm_state_size
+
 
 def _sizes(config: BlockConfig) -> tuple[int, int]:
     """Channels inside the mixer, and of the projection to step sizes."""

@@ -133,8 +133,17 @@ class Mamba2(AttentionBase):
     @classmethod
     def cached_numbers(cls, config: BlockConfig) -> tuple[int, int]:
         heads, width = heads_of(config)
-        convolved = heads * width + 2 * config.mamba_n_groups * config.ssm_state_size
-        return 0, heads * width * config.ssm_state_size + (config.conv_kernel_size - 1) * convolved
+        return 0, heads * width * config.ssm_state_size + cls._tail(config)
+
+    @classmethod
+    def cached_float32(cls, config: BlockConfig) -> int:
+        return cls.cached_numbers(config)[1] - cls._tail(config)
+
+    @staticmethod
+    def _tail(config: BlockConfig) -> int:
+        """Numbers that the convolution keeps of the last tokens, in the model's own type."""
+        heads, width = heads_of(config)
+        return (config.conv_kernel_size - 1) * (heads * width + 2 * config.mamba_n_groups * config.ssm_state_size)
 
 
 def heads_of(config: BlockConfig) -> tuple[int, int]:

@@ -41,6 +41,10 @@ class GQAMamba2(AttentionBase):
     def cached_numbers(cls, config: BlockConfig) -> tuple[int, int]:
         return GQA.cached_numbers(config)[0], Mamba2.cached_numbers(config)[1]
 
+    @classmethod
+    def cached_float32(cls, config: BlockConfig) -> int:
+        return Mamba2.cached_float32(config)
+
 
 def times(x: mx.array, factor: float) -> mx.array:
     """x, multiplied where that changes anything."""
