@@ -5,6 +5,7 @@ from lmxlab.data.bpe import BPETokenizer
 from lmxlab.data.config import DataConfig, default_cache_dir
 from lmxlab.data.dataset import HFDataset, TextDataset, TokenDataset
 from lmxlab.data.glassllm import load_glassllm
+from lmxlab.data.packing import PackedBatches, PackedRows
 from lmxlab.data.preferences import PreferenceBatches, Preferences, load_preferences, make_preferences
 from lmxlab.data.prepare import PreparedData, describe, prepare
 from lmxlab.data.sources import DATASETS, Dataset, default_dataset, list_datasets
@@ -29,6 +30,8 @@ __all__ = [
     "EvalBatches",
     "HFDataset",
     "HFTokenizer",
+    "PackedBatches",
+    "PackedRows",
     "PreferenceBatches",
     "Preferences",
     "PreparedData",
