@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from lmxlab.core.config import BlockConfig, ModelConfig
+from lmxlab.core.mamba_options import MambaOptions
 from lmxlab.core.rope_scaling import RopeScaling
 from lmxlab.errors import UnknownNameError
 
@@ -92,6 +93,11 @@ def test_a_layer_gets_the_block_itself_or_its_override() -> None:
         ({"attention": "mla", "qk_norm": True}, "qk_norm True would be ignored: attention 'mla'"),
         ({"attention": "gated_deltanet", "attention_softcap": 9.0}, "attention_softcap 9.0 would be ignored"),
         ({"attention": "mamba2", "attention_scale": 0.5}, "attention_scale 0.5 would be ignored"),
+        (
+            {"attention": "mamba1", "mamba_options": MambaOptions(norm="before_gate")},
+            "mamba_options.norm 'before_gate' would be ignored: attention 'mamba1'",
+        ),
+        ({"attention": "mamba2", "mamba_options": MambaOptions(dt_rank=4)}, "mamba_options.dt_rank 4 would be ignored"),
         ({"attention": "mamba2", "position": "alibi"}, "position 'alibi' would be ignored: attention 'mamba2'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 would be ignored: position is 'sinusoidal'"),
         ({"attention": "mla", "temperature_floor": 4}, "temperature_floor 4 would be ignored: attention 'mla'"),

@@ -5,6 +5,7 @@ A component that is not listed, such as one that a user registers, is not judged
 
 from typing import Any
 
+from lmxlab.core.mamba_options import MambaOptions
 from lmxlab.errors import UserError
 
 # Attention whose q and k the block's rope rotates.
@@ -59,6 +60,12 @@ READS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
+# Of `mamba_options`, what a mixer does not read.
+OPTIONS_UNREAD = {
+    "mamba1": ("norm", "norm_groups", "dt_min", "dt_max"),
+    **dict.fromkeys(("mamba2", "mamba3", "gqa_mamba2"), ("dt_rank",)),
+}
+
 
 def check_all_read(config: Any) -> None:
     """Raises UserError for a field of a BlockConfig that is set and that its component does not read."""
@@ -72,6 +79,13 @@ def check_all_read(config: Any) -> None:
                     f"{name} {getattr(config, name)!r} would be ignored: {slot} {component!r} does not read it; "
                     f"leave it out, or choose the {slot} that it belongs to"
                 )
+    for name in OPTIONS_UNREAD.get(config.attention, ()) if config.mamba_options is not None else ():
+        value = getattr(config.mamba_options, name)
+        if value != getattr(MambaOptions(), name):
+            raise UserError(
+                f"mamba_options.{name} {value!r} would be ignored: attention {config.attention!r} does not read it; "
+                "leave it out"
+            )
     if config.position == "alibi" and config.attention in UNBIASED:
         raise UserError(
             f"position 'alibi' would be ignored: attention {config.attention!r} has no place for its bias; "

@@ -17,7 +17,7 @@ class MambaOptions:
         bias: of the projections into and out of the mixer; BlockConfig.bias when not given.
         conv_bias: of the short convolution.
         norm: of the output y by the gate z. "after_gate": norm(y silu(z)), "before_gate": norm(y) silu(z), "none":
-            y silu(z). Mamba-1 has none whatever stands here.
+            y silu(z). Mamba-1 has none, and does not read it.
         norm_groups: parts of the channels that are normalised each by itself; mamba_n_groups when not given.
         dt_min, dt_max: step sizes are clamped to that; dt_max None: not from above. Not read by Mamba-1.
         dt_rank: of Mamba-1's projection to step sizes; d_model / 16, rounded up, when not given.

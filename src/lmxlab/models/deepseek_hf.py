@@ -24,7 +24,7 @@ RULES = llama_rules(LLAMA_LAYER | LATENT | SHARED, *expert_rules())
 def config_from_deepseek_v2(hf: HFConfig) -> ModelConfig:
     """The config of a DeepseekV2ForCausalLM."""
     hf.refuse_unless(mlp_bias=False, norm_topk_prob=False, scoring_func="softmax")
-    dense = dense_from_hf(hf, (128, 64, 128))
+    dense = dense_from_hf(hf)
     method = hf.choose("topk_method", {"greedy": "", "group_limited_greedy": "groups"}, "greedy")
     groups, kept = hf.get("n_group", 1), hf.get("topk_group", 1)
     experts = mixture_fields(hf, n_experts=64, n_shared=2, top_k=8, width=1407, scaling=1.0)
@@ -35,7 +35,7 @@ def config_from_deepseek_v2(hf: HFConfig) -> ModelConfig:
 def config_from_deepseek_v3(hf: HFConfig) -> ModelConfig:
     """The config of a DeepseekV3ForCausalLM."""
     hf.refuse_unless(scoring_func="sigmoid", topk_method="noaux_tc", rope_interleave=True)
-    dense = dense_from_hf(hf, (128, 64, 128))
+    dense = dense_from_hf(hf)
     return _model(hf, dense, v3_from_hf(hf, dense), n_dense=hf.get("first_k_dense_replace", 3))
 
 
@@ -47,21 +47,20 @@ def v3_from_hf(hf: HFConfig, dense: BlockConfig) -> BlockConfig:
     return v3_mixture(dense, **experts, moe_n_groups=groups, moe_topk_groups=kept, router_normalized=normalized)
 
 
-def dense_from_hf(hf: HFConfig, sizes: tuple[int, int, int], **own: Any) -> BlockConfig:
-    """A layer without experts. `sizes` are those of keys, of their rotated part and of values where none are given."""
+def dense_from_hf(hf: HFConfig, **own: Any) -> BlockConfig:
+    """A layer without experts."""
     hf.refuse_unless(hidden_act="silu", moe_layer_freq=1)
     hf.get("head_dim", None), hf.get("qk_head_dim", None)  # they follow from the others
     for name in ("ep_size", "seq_aux", "aux_loss_alpha", "num_nextn_predict_layers", "num_mtp_layers"):
         hf.get(name, None)  # of training, and of layers that predict further tokens
-    nope, rope, values = sizes
-    if hf.get("qk_rope_head_dim", rope) == 0:  # which no class computes, though we do
+    if hf.get("qk_rope_head_dim", 64) == 0:  # which no class computes, though we do
         raise UserError(f"Unsupported value in a {hf.model_type} config: qk_rope_head_dim = 0")
     latent = {
         "kv_lora_rank": hf.get("kv_lora_rank", 512),
         "q_lora_rank": hf.get_or_off("q_lora_rank", 1536),
-        "rope_dim": hf.get("qk_rope_head_dim", rope),
-        "qk_nope_head_dim": hf.get("qk_nope_head_dim", nope),
-        "v_head_dim": hf.get("v_head_dim", values),
+        "rope_dim": hf.get("qk_rope_head_dim", 64),
+        "qk_nope_head_dim": hf.get("qk_nope_head_dim", 128),
+        "v_head_dim": hf.get("v_head_dim", 128),
         "attention_bias": hf.get("attention_bias", False) or None,
     }
     fields = {"attention": "mla", "position": "none", "n_kv_heads": None, "head_dim": None, **latent, **own}

@@ -100,7 +100,7 @@ def config_from_deepseek_v32(hf: HFConfig) -> ModelConfig:
         "index_head_dim": hf.get("index_head_dim", 128),
         "index_top_k": hf.get("index_topk", 2048),
     }
-    dense = dense_from_hf(hf, (128, 64, 128), attention="dsa", **index)
+    dense = dense_from_hf(hf, attention="dsa", **index)
     sparse = v3_from_hf(hf, dense)
     n_layers, n_dense = hf["num_hidden_layers"], hf.get("first_k_dense_replace", 3)
     kinds = hf.get("mlp_layer_types", ["dense" if i < n_dense else "sparse" for i in range(n_layers)])
