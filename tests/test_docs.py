@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from lmxlab.cli.app import COMMANDS
+from lmxlab.core.components import attention_registry, ffn_registry
+from lmxlab.core.norm import norm_registry
+from lmxlab.core.position import position_registry
 from lmxlab.models.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
@@ -54,3 +57,9 @@ def test_every_command_that_a_page_names_exists():
 def test_the_readme_counts_the_families():
     told = re.search(r"^(\d+) families", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
     assert told and int(told[1]) == len(FAMILIES)
+
+
+def test_the_page_of_models_names_every_part():
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    for registry in (attention_registry, ffn_registry, norm_registry, position_registry):
+        assert [name for name in registry.keys() if f"`{name}`" not in page] == []  # noqa: SIM118
