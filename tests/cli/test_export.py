@@ -1,6 +1,7 @@
 """export: a run as a folder that others load."""
 
 import json
+import re
 from pathlib import Path
 
 import mlx.core as mx
@@ -34,8 +35,18 @@ def test_a_trained_model_loads_again_with_its_tokenizer(cli: Cli, folder: Path) 
     assert refused.code == 2 and "out exists" in refused.err
     again = cli("export", run, "out", "--overwrite", "--no-tokenizer", "--shard-gb", "0.00001")
     assert again.code == 0 and again.out.startswith("out: a llama model of ")
+    assert "mlx_lm.generate --model out" in again.err
     assert len(list((folder / "out").glob("model-*.safetensors"))) > 1
     assert not (folder / "out" / "tokenizer.json").exists()
+
+
+def test_what_mlx_lm_would_compute_otherwise_is_said(cli: Cli, folder: Path) -> None:
+    tiny = (folder / "tiny.toml").read_text()
+    (folder / "tiny.toml").write_text(re.sub(r'design = "\w+"', 'design = "mistral"', tiny))
+    assert cli("train", "tiny.toml", "--budget.steps", "1").code == 0
+    done = cli("export", only_run(folder), "out")
+    assert done.code == 0 and "it has no sliding windows in mistral" in done.err
+    assert "mlx_lm.generate" not in done.err
 
 
 def test_a_design_of_our_own_is_refused_with_the_reason(cli: Cli, folder: Path) -> None:

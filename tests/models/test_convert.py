@@ -212,3 +212,14 @@ def test_absent_means_the_familys_default_and_null_means_none() -> None:
     mistral = LLAMA | {"model_type": "mistral"}
     assert config_from_hf(mistral).block.window_size == 4096
     assert config_from_hf(mistral | {"sliding_window": None}).block.attention == "gqa"
+
+
+def test_a_hub_that_cannot_be_reached_is_told_from_a_typing_mistake_in_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    def snapshot_download(*_: Any, **__: Any) -> str:
+        raise hub.errors.LocalEntryNotFoundError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    with pytest.raises(UserError, match="'nosuch' is no local folder, and the hub cannot be reached"):
+        load_from_hf("nosuch")

@@ -26,6 +26,7 @@ from lmxlab.models.families import FAMILIES
 from lmxlab.models.gpt import gpt2_config, gpt_tiny
 from lmxlab.models.llama import llama_tiny
 from lmxlab.models.meaning import meaning
+from lmxlab.models.mlx_lm import mlx_lm_lacks
 
 from . import reload
 from .architectures import ARCHITECTURES, LATENT, SIZE, build
@@ -41,7 +42,7 @@ AS_MLX_LM = {
     *("qwen2", "qwen3", "qwen3_moe", "mixtral", "deepseek, yarn", "deepseek_v3", "olmo2", "smollm3"),
     *("gemma2, all in reach", "gemma3", "mamba"),
     *("llama, biases", "llama, untied", "nemotron", "nemotron-experts", "nemotron-wide-experts"),
-    *("qwen3_next", "mamba2, one group"),
+    *("qwen3_next", "mamba2, one group", "deepseek_v3, tied", "nemotron, tied"),
 }
 # Designs of ours with a family's name that no published class computes: sinusoids; Mamba and attention in turns.
 OURS = {"gpt_tiny", "gpt_10m", "gpt_30m", "gpt_small", "gpt_medium", "falcon_h1_tiny", "falcon_h1_10m"}
@@ -58,12 +59,14 @@ def has_class(config: ModelConfig) -> bool:
 CASES = {name: config for name, config in ARCHITECTURES.items() if has_class(config())} | {
     "gpt2": lambda: gpt2_config(**SIZE | {"d_ff": 128}),
     "gemma3": lambda: resized(ARCHITECTURES["gemma3"](), d_model=64),
-    "gemma2, all in reach": lambda: resized(ARCHITECTURES["gemma2"](), window_size=LENGTH),
+    "gemma2, all in reach": lambda: resized(ARCHITECTURES["gemma2"](), window_size=LENGTH, max_seq_len=LENGTH),
     "deepseek, yarn": lambda: deepseek_config(
         **SIZE, **LATENT, n_experts=4, top_k_experts=2, moe_d_ff=24, rope_scaling=DEEPSEEK_YARN
     ),
     "llama, biases": lambda: resized(ARCHITECTURES["llama"](), bias=True),
     "mamba2, one group": lambda: resized(ARCHITECTURES["mamba2"](), mamba_n_groups=1),
+    "deepseek_v3, tied": lambda: dataclasses.replace(ARCHITECTURES["deepseek_v3"](), tie_embeddings=True),
+    "nemotron, tied": lambda: dataclasses.replace(ARCHITECTURES["nemotron"](), tie_embeddings=True),
     "llama, untied": lambda: dataclasses.replace(ARCHITECTURES["llama"](), tie_embeddings=False),
 }
 
@@ -144,6 +147,13 @@ def test_transformers_and_mlx_lm_compute_the_same_logits(
     assert ours.std() > 0.3
     again, _ = load_from_hf(str(root / case / "again"), dtype=mx.float32)
     assert all(mx.array_equal(a, b) for a, b in zip(leaves(model).values(), leaves(again).values(), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_where_mlx_lm_falls_short_is_known(case: str) -> None:
+    config = CASES[case]()
+    lacks = mlx_lm_lacks(config, hf_config_of(config)[0].model_type)
+    assert (lacks is None) == (case in AS_MLX_LM), lacks
 
 
 @pytest.mark.parametrize("name", ["gpt", "alibi", "relu2", "gated-relu2", "chunked", "mup", "mixed-layers"])

@@ -14,6 +14,7 @@ from lmxlab.data.hf_files import tokenizer_files
 from lmxlab.errors import UserError
 from lmxlab.experiments.stored import load_model
 from lmxlab.models.export import export_model, hf_config_of
+from lmxlab.models.mlx_lm import mlx_lm_lacks
 
 
 def register(app: SubcommandApp, arguments: list[str]) -> None:
@@ -26,7 +27,7 @@ def export(
     /,
     *,
     overwrite: Annotated[bool, option("Replace the folder if it is there.", default="")] = False,
-    tokenizer: Annotated[bool, option("Leave out the tokenizer's files with --no-tokenizer.", default="")] = True,
+    tokenizer: Annotated[bool, option("Leave out the tokenizer's files.", default="")] = True,
     shard_gb: float = 5.0,
     runs: Runs = RUNS,
     json: Json = False,
@@ -59,4 +60,6 @@ def export(
         return
     out(f"{folder}: a {model_type} model of {model.count_parameters():,} parameters")
     note(f"transformers: AutoModelForCausalLM.from_pretrained({str(folder)!r})")
-    note(f"mlx-lm:       mlx_lm.generate --model {folder}")
+    lacks = mlx_lm_lacks(model.config, model_type)
+    use = f"mlx_lm.generate --model {folder}" if lacks is None else f"would compute other logits, or none: it {lacks}"
+    note(f"mlx-lm:       {use}")

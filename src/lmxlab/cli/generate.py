@@ -47,8 +47,9 @@ def generate(
 ) -> None:
     """Continue a text with a trained model, or with a pretrained one.
 
-    Example: lmxlab generate runs/gpt/20260101-120000 --prompt "To be, or not" "My lord," --max-tokens 300 --stop "."
-    Example: lmxlab generate --model glassllm "Once upon"
+    Example calls:
+      lmxlab generate runs/gpt/20260101-120000 --prompt "To be, or not" "My lord," --stop "."
+      lmxlab generate --model glassllm "Once upon"
 
     Args:
         max_tokens: How many tokens to write.

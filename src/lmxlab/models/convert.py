@@ -173,7 +173,7 @@ def _load(
 def _download(repo_id: str, revision: str | None) -> Path:
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
     except ImportError:
         raise MissingExtraError(
             f"{repo_id!r} is no local folder, and hub repos need huggingface_hub: pip install 'lmxlab[hf]'"
@@ -182,3 +182,8 @@ def _download(repo_id: str, revision: str | None) -> Path:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise UserError(f"{repo_id!r} is neither a local folder nor a repo of the hub: {error}") from None
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{repo_id!r} is no local folder, and the hub cannot be reached to ask for a repo of that name: check the "
+            "path, or the network"
+        ) from error

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lmxlab.models.base import LanguageModel
 from lmxlab.models.convert import CONVERTERS, config_from_hf, shapes_of
 from lmxlab.models.hf_config import Converter
 from lmxlab.models.meaning import meaning
+from lmxlab.models.mlx_lm import ALWAYS_A_HEAD
 from lmxlab.models.weight_files import INDEX
 
 logger = logging.getLogger(__name__)
@@ -78,7 +80,11 @@ def export_model(
         (work / "config.json").write_text(text + "\n", encoding="utf-8")
         for name, content in (files or {}).items():
             (work / name).write_text(content, encoding="utf-8")
-        arrays = (item for transfer in transfers for item in transfer.to_theirs(parameters.__getitem__).items())
+        arrays: Iterator[tuple[str, mx.array]] = (
+            item for transfer in transfers for item in transfer.to_theirs(parameters.__getitem__).items()
+        )
+        if model.config.tie_embeddings and converter.model_type in ALWAYS_A_HEAD:
+            arrays = chain(arrays, [("lm_head.weight", parameters["embed.weight"])])
         _write_shards(work, arrays, shard_bytes)
     return converter.model_type
 
