@@ -47,9 +47,9 @@ def run_example(place, code, tmp_path):
 
 
 def test_every_command_that_a_page_names_exists():
-    named = [(place, name) for place, text in blocks("sh") for name in re.findall(r"^lmxlab ([a-z]+)", text, re.M)]
+    named = [(place, name) for place, text in blocks("sh") for name in re.findall(r"^lmxlab ([a-z-]+)", text, re.M)]
     for page in PAGES:
-        named += [(page.name, name) for name in re.findall(r"`lmxlab ([a-z]+)", page.read_text(encoding="utf-8"))]
+        named += [(page.name, name) for name in re.findall(r"`lmxlab ([a-z-]+)", page.read_text(encoding="utf-8"))]
     assert named
     assert [(place, name) for place, name in named if name not in COMMANDS] == []
 

@@ -36,6 +36,7 @@ NOT_MIRRORED = {
     "models/test_parity.py",
     "models/test_properties.py",
     "training/test_adapters.py",
+    "training/test_mup.py",
     "training/test_precision.py",
 }
 MOST_LINES = 300

@@ -25,6 +25,7 @@ COMMANDS = {
     "info": ("models", "Settings of an architecture or a preset."),
     "count": ("models", "Parameters of an architecture or a preset, without building its weights."),
     "bench": ("models", "Speed and memory of an architecture on this machine."),
+    "mup-check": ("mup_check", "Does an architecture keep the size of its activations when it gets wider?"),
     "doctor": ("doctor", "What this machine can do, and what would make it faster."),
 }
 
