@@ -1,5 +1,7 @@
 """What every test gets: MLX on its fast BLAS, a known seed, and a cache folder of its own."""
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,3 +33,9 @@ def cpu_forms_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     from lmxlab.core import kernels
 
     monkeypatch.setattr(kernels.switch, "FEWEST_ELEMENTS", 0)
+
+
+@pytest.fixture(scope="session")
+def sandbox_cache() -> Path:
+    """The compiled WASI interpreter, kept between test runs: compiling it takes longer than most tests."""
+    return Path(tempfile.gettempdir()) / f"lmxlab-tests-{os.getuid()}"
