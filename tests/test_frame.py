@@ -32,6 +32,7 @@ NOT_MIRRORED = {
     "experiments/test_exports.py",
     "experiments/test_tracking_writers.py",
     "models/test_cache_laws.py",
+    "models/test_torn_folders.py",
     "models/test_adapters.py",
     "models/test_parity.py",
     "models/test_properties.py",

@@ -192,3 +192,11 @@ def test_what_cannot_be_is_refused() -> None:
             speculative_decode(target, ModelDrafter(target), bad, **settings)
     with pytest.raises(ValueError, match="longest is 0"):
         PromptLookupDrafter(61, 0)
+
+
+def test_a_draft_is_accepted_up_to_the_ratio_of_the_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, p = mx.array([[0.8, 0.2], [0.8, 0.2]]), mx.array([[0.4, 0.6]] * 3)
+    draft = Draft(mx.array([[0, 0]]), q)
+    for luck, accepted in (([0.49, 0.49], 2), ([0.49, 0.51], 1), ([0.51, 0.0], 0)):
+        monkeypatch.setattr(mx.random, "uniform", lambda *_, luck=luck, **__: mx.array(luck))
+        assert verify(draft, p, Keys(0)).n_accepted.item() == accepted

@@ -86,6 +86,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             | {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 900.0}}
         },
     ),
+    "gemma3, scaling of the windows' layers": (
+        "gemma3_text",
+        GEMMA3
+        | {
+            "rope_parameters": GEMMA3_ROPE
+            | {"sliding_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 30.0}}
+        },
+    ),
 } | {f"llama, rope {kind}": ("llama", LLAMA | {"rope_parameters": rope}) for kind, rope in ROPE.items()}
 GREEDY = [
     *("gpt2", "llama", "llama, rope llama3", "llama, rope yarn", "mistral, window", "qwen2", "qwen3", "olmo2"),

@@ -61,6 +61,20 @@ def test_a_snapshot_takes_back_any_number_of_tokens(name: str, monkeypatch: pyte
 
 
 @every_architecture
+def test_an_empty_snapshot_leaves_nothing_of_what_was_read(name: str) -> None:
+    model = build(ARCHITECTURES[name]())
+    cache = model.make_cache()
+    held = [entry for entry in cache if entry is not None]
+    states = [entry.snapshot() for entry in held]
+    model(tokens(3, 7), cache)
+    for entry, state in zip(held, states, strict=True):
+        entry.restore(state)
+    x = tokens(1, 9)
+    model(x[:, :4], cache)
+    assert gap(model(x[:, 4:], cache)[0], model(x)[0][:, 4:]) <= LARGEST_GAP
+
+
+@every_architecture
 def test_trimmed_tokens_leave_no_trace(name: str) -> None:
     model = build(ARCHITECTURES[name]())
     x, other = tokens(2, 20), tokens(2, 3)

@@ -101,7 +101,9 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_tied_matrix_that_is_stored_twice_is_read_once(tmp_path: Path) -> None:
-    model, config = load_from_hf(save(tmp_path, LLAMA | {"tie_word_embeddings": True}, llama_weights()))
+    weights = llama_weights()
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model, config = load_from_hf(save(tmp_path, LLAMA | {"tie_word_embeddings": True}, weights))
     assert config.tie_embeddings and "head" not in model
 
 
@@ -156,6 +158,18 @@ def test_config_defaults_and_nulls() -> None:
     gpt2 = config_from_hf(GPT2)
     assert (gpt2.block.d_ff, gpt2.block.activation, gpt2.block.max_seq_len) == (16, "gelu_tanh", 6)
     assert gpt2.tie_embeddings and gpt2.block.dropout == 0.0
+
+
+@pytest.mark.parametrize(("kind", "theta", "eps"), [("smollm3", 2e6, 1e-6), ("mixtral", 1e6, 1e-5)])
+def test_what_a_config_leaves_out_is_as_in_the_familys_class(kind: str, theta: float, eps: float) -> None:
+    block = config_from_hf(LLAMA | {"model_type": kind}).block
+    assert (block.rope_theta, block.norm_eps) == (theta, eps)
+
+
+def test_yarn_without_a_factor_reaches_the_configs_context() -> None:
+    rope = {"rope_type": "yarn", "original_max_position_embeddings": 16}
+    scaling = config_from_hf(LLAMA | {"rope_scaling": rope, "max_position_embeddings": 64}).block.rope_scaling
+    assert scaling is not None and scaling.factor == 4.0
 
 
 def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:

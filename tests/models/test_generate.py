@@ -4,6 +4,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from lmxlab.errors import UserError
 from lmxlab.models import decoding
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.generate import generate, stream_generate
@@ -94,6 +95,24 @@ def test_a_list_of_prompts_needs_tokens_in_each() -> None:
         generate(build(ARCHITECTURES["dynamic-scaling"]()), [mx.array([1]), mx.array([1, 2])])
 
 
+def test_a_cache_that_was_made_without_padding_is_refused_for_prompts_of_different_lengths() -> None:
+    model, prompts = build(llama_tiny()), [mx.array([1, 2, 3, 4]), mx.array([5, 6])]
+    with pytest.raises(UserError, match="different lengths"):
+        generate(model, prompts, cache=model.make_cache())
+    together = generate(model, prompts, 4, 0.0, cache=model.make_cache(left_padding=[0, 2]))
+    assert [row.tolist() for row in together] == [row.tolist() for row in generate(model, prompts, 4, 0.0)]
+
+
+def test_padding_leaves_a_window_with_the_tokens_before_it() -> None:
+    model, (short, long) = build(llama_tiny()), (tokens(1, 2)[0], tokens(1, 6)[0])
+    rows = generate(model, [short, long], max_tokens=8, temperature=0.0, context=8)
+    assert rows[1].tolist() == generate(model, long, max_tokens=8, temperature=0.0, context=8).tolist()
+    # After three tokens the window is full: the last four of each row stay, all of them text.
+    begun = generate(model, short, max_tokens=3, temperature=0.0)
+    rest = generate(model, begun[-4:], max_tokens=5, temperature=0.0)
+    assert rows[0].tolist() == [begun[0].item(), *rest.tolist()]
+
+
 def test_equal_seeds_give_equal_texts() -> None:
     model, prompt = build(gpt_tiny()), tokens(2, 4)
     texts = []
@@ -131,6 +150,10 @@ def test_the_penalty_counts_the_prompt_and_the_output() -> None:
         (mx.array([[-1]]), {}, "Token ids reach from -1"),
         (mx.array([[1]]), {"max_tokens": -1}, "max_tokens is -1"),
         (mx.array([[1]]), {"temperature": -1.0}, "temperature is -1"),
+        (mx.array([[1]]), {"top_k": 2.5}, "top_k is 2.5; it must be an integer"),
+        (mx.array([[1]]), {"repetition_penalty": float("inf")}, "repetition_penalty is inf"),
+        (mx.array([[1]]), {"logit_bias": {3: float("nan")}}, "logit_bias is nan for token 3"),
+        (mx.array([[1]]), {"logit_bias": {3: float("inf")}}, "logit_bias is inf for token 3"),
     ],
 )
 def test_bad_input_is_refused(prompt: mx.array, settings: dict[str, Any], message: str) -> None:

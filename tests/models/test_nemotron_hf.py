@@ -56,3 +56,10 @@ def test_names_follow_the_pattern_and_values_stay() -> None:
     assert all(mx.array_equal(converted[ours], weights[name]) for name, ours in theirs.items())
     with pytest.raises(ValueError, match="give pattern"):
         convert_weights(weights, "nemotron_h")
+
+
+@pytest.mark.parametrize("fields", [{"time_step_min": 0.7}, {"time_step_limit": [0.6, 0.75]}])
+def test_bounds_of_the_step_that_the_tools_read_differently_are_refused(fields: dict) -> None:
+    config_from_hf(FIELDS | {"hybrid_override_pattern": "M"} | {"time_step_limit": [0.0, float("inf")]})
+    with pytest.raises(UserError, match="time_step_min above 0.001"):
+        config_from_hf(FIELDS | {"hybrid_override_pattern": "M"} | fields)

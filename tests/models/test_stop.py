@@ -1,5 +1,7 @@
 """Stop strings end a text where they begin, however the tokens cut them, and nothing of them gets out before."""
 
+import random
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -125,3 +127,26 @@ def test_stop_tokens_release_what_was_held_back() -> None:
 def test_stop_strings_that_cannot_be_meant_are_refused(stop, tokenizer, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_stop_strings(stop, tokenizer)
+
+
+class AnyBytes:
+    """Tokens of any bytes, which may end one character and begin another."""
+
+    def __init__(self, pieces: list[bytes]):
+        self.pieces = pieces
+
+    def decode(self, tokens: list[int]) -> str:
+        return b"".join(self.pieces[token] for token in tokens).decode("utf-8", "replace")
+
+
+def test_characters_that_lie_across_many_tokens_come_out_whole() -> None:
+    draw = random.Random(0)
+    for _ in range(500):
+        text = "".join(draw.choice("ab\u00e9\u65e5\U0001f600") for _ in range(draw.randint(1, 30)))
+        pieces, rest = [], text.encode()
+        while rest:
+            size = draw.choice([1, 1, 2, 3, 5])
+            pieces, rest = [*pieces, rest[:size]], rest[size:]
+        watch = TextWatch(AnyBytes(pieces), [], ["b\u65e5"])
+        found = "".join(watch.push(token).text for token in range(len(pieces))) + watch.finish().text
+        assert found == text.partition("b\u65e5")[0]

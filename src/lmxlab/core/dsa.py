@@ -1,5 +1,7 @@
 """DeepSeek sparse attention: a small indexer scores all earlier tokens, and latent attention reads the best of them."""
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -86,7 +88,9 @@ class DSA(MLA):
 class IndexKeys(Cache):
     """What a cache keeps beside latents: the keys that the indexer scores, never quantised."""
 
-    _index_keys: mx.array | None = None
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._index_keys: mx.array | None = None
 
     def update_index(self, keys: mx.array, offset: int) -> mx.array:
         """Appends (B, 1, T, index_head_dim), the last ones of `offset` tokens, and returns those of all."""

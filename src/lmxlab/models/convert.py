@@ -68,7 +68,14 @@ def config_from_hf(hf_config: dict[str, Any]) -> ModelConfig:
             is not built; the message names it.
     """
     converter, hf = find_converter(hf_config), HFConfig(hf_config)
-    config = converter.config(hf)
+    try:
+        config = converter.config(hf)
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"A field of the {hf.model_type} config has a value that no model can have: {type(error).__name__}: {error}"
+        ) from error
     hf.finish()
     return config
 
@@ -115,7 +122,7 @@ def find_converter(hf_config: dict[str, Any]) -> Converter:
     model_type = hf_config.get("model_type")
     if model_type is None:
         raise UserError(f"The config is missing required fields: ['model_type'] (one of {sorted(CONVERTERS)})")
-    if model_type not in CONVERTERS:
+    if not isinstance(model_type, str) or model_type not in CONVERTERS:
         raise UserError(f"Unsupported model_type {model_type!r}; built are {sorted(CONVERTERS)}")
     return CONVERTERS[model_type]
 
@@ -146,6 +153,19 @@ def _plan(
         )
     for transfer in plan:
         transfer.to_ours(files.read)  # lazy: this looks at shapes alone
+    if packed := {name for name in needed if not mx.issubdtype(files.read(name).dtype, mx.floating)}:
+        raise UserError(
+            f"{folder.name}: {some(packed)} are no floating-point numbers: weights that another tool has quantised are "
+            "not read; take the model's whole weights"
+        )
+    if tied in files.names - needed:
+        (embedding,) = next(transfer.their_names for transfer in plan if transfer.ours == ("embed.weight",))
+        if not mx.array_equal(files.read(tied), files.read(embedding)):
+            raise UserError(
+                f"{folder.name}: {tied} differs from {embedding}, though its config ties them: set "
+                "tie_word_embeddings to false in config.json, or leave one of them out"
+            )
+        files.drop(tied)
     return plan
 
 

@@ -58,6 +58,10 @@ def decode(
         raise UserError(f"max_tokens is {max_tokens}; it must be 0 or more")
     if prompt.ndim != 2 or prompt.size == 0:
         raise UserError(f"The prompt has shape {tuple(prompt.shape)}; give at least one token to continue from")
+    if cache is not None and left_padding is not None and any(left_padding):
+        held = next((entry.left_padding for entry in cache if entry is not None), None)
+        if held is None or held.tolist() != list(left_padding):
+            raise UserError("The prompts are of different lengths, which the cache was not made for: leave out cache")
     vocab_size = model.config.vocab_size
     check_tokens(prompt, vocab_size)
     sampler.check_vocabulary(vocab_size)

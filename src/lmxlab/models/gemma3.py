@@ -89,11 +89,13 @@ def config_from_gemma3(hf: HFConfig) -> ModelConfig:
     every, n_layers = hf.get("sliding_window_pattern", 6), hf["num_hidden_layers"]
     kinds = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(n_layers)]
     theta, scaling = _rope(hf, "full_attention", "rope_theta", 1e6)
-    local_theta, _ = _rope(hf, "sliding_attention", "rope_local_base_freq", LOCAL_THETA)
+    local_theta, local_scaling = _rope(hf, "sliding_attention", "rope_local_base_freq", LOCAL_THETA)
     own = {"qk_norm": True, "norm_placement": "sandwich", **scores_from_hf(hf, softcap=None)}
     block = gemma_block_from_hf(hf, rope_theta=theta, rope_scaling=scaling, **own)
     layers = [
-        dataclasses.replace(layer, rope_theta=local_theta, rope_scaling=None) if kind == "sliding_attention" else layer
+        dataclasses.replace(layer, rope_theta=local_theta, rope_scaling=local_scaling)
+        if kind == "sliding_attention"
+        else layer
         for layer, kind in zip(windowed(hf, block, kinds), hf.get("layer_types", kinds), strict=True)
     ]
     return gemma_model(hf, layers, hf.get_or_off("final_logit_softcapping", None))

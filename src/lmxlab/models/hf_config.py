@@ -116,11 +116,15 @@ class Converter:
 
 
 def block_from_hf(hf: HFConfig, **own: Any) -> BlockConfig:
-    """`decoder_block` with the sizes that the config names; `own` adds to it or replaces what differs."""
+    """`decoder_block` with the sizes that the config names; `own` adds to it or replaces what differs.
+
+    Its `default_theta` is the rotary base where the config has none.
+    """
+    default_theta = own.pop("default_theta", 10000.0)
     hf.require("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     max_seq_len = hf.get("max_position_embeddings", 4096)
     if "rope_theta" not in own:
-        own["rope_theta"], own["rope_scaling"] = rope_from_hf(hf, max_seq_len)
+        own["rope_theta"], own["rope_scaling"] = rope_from_hf(hf, max_seq_len, default_theta=default_theta)
     fields = {
         "d_model": hf["hidden_size"],
         "n_heads": hf["num_attention_heads"],
@@ -176,7 +180,13 @@ def rope_from_hf(
     """
     newer, older = hf.get("rope_parameters", None), hf.get("rope_scaling", {})
     if newer is not None and layer_type is not None:
+        if not isinstance(newer, dict) or layer_type not in newer:
+            raise UserError(f"The {hf.model_type} config is missing required fields: rope_parameters of {layer_type!r}")
         newer = newer[layer_type]
+    if not isinstance(newer or older, dict):
+        raise UserError(
+            f"Unsupported rope scaling in a {hf.model_type} config: {newer or older!r} is no table of fields"
+        )
     trained_length = hf.get("original_max_position_embeddings", None)
     rope = dict(newer or older)
     kind = rope.pop("rope_type", rope.pop("type", "default"))
@@ -187,6 +197,10 @@ def rope_from_hf(
     original = rope.pop("original_max_position_embeddings", None)
     rope = {key: value for key, value in rope.items() if value is not None and key not in harmless}
     if kind == "default":
+        if rope := {key: value for key, value in rope.items() if (key, value) != ("factor", 1.0)}:
+            raise UserError(
+                f"Unsupported fields of rope type 'default' in a {hf.model_type} config: {sorted(rope)}; which type?"
+            )
         return theta, None
     # The dynamic kind is defined by the config's own context, the others by the pre-training one.
     original = max_seq_len if kind == "dynamic" else trained_length or original or max_seq_len

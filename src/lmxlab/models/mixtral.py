@@ -59,7 +59,7 @@ def config_from_mixtral(hf: HFConfig) -> ModelConfig:
     hf.refuse_unless(hidden_act="silu")
     hf.get("router_jitter_noise", 0.0)  # of training
     experts = {"n_experts": hf.get("num_local_experts", 8), "top_k_experts": hf.get("num_experts_per_tok", 2)}
-    block = block_from_hf(hf, ffn="moe", **experts)
+    block = block_from_hf(hf, default_theta=1e6, ffn="moe", norm_eps=hf.get("rms_norm_eps", 1e-5), **experts)
     window = hf.get_or_off("sliding_window", None)
     kinds = ["sliding_attention" if window else "full_attention"] * hf["num_hidden_layers"]
     return decoder(hf, windowed(hf, block, kinds))

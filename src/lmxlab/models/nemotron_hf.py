@@ -30,6 +30,12 @@ IGNORED = (
 def config_from_nemotron_h(hf: HFConfig) -> ModelConfig:
     """The config of a NemotronHForCausalLM."""
     hf.refuse_unless(mlp_hidden_act="relu2", mamba_hidden_act="silu", attention_bias=False, sliding_window=None)
+    # transformers bounds a step by time_step_min alone, the other tools by time_step_limit alone.
+    if hf.get("time_step_min", 0.001) > 0.001 or dt_limits(hf) != {"dt_min": 0.0}:
+        raise UserError(
+            "Unsupported value in a nemotron_h config: time_step_min above 0.001, or a time_step_limit other than "
+            "(0, infinity)"
+        )
     for name in (*OF_OTHERS, *IGNORED):
         hf.get(name, None)
     bias, mamba_bias = hf.get("mlp_bias", False), hf.get("use_bias", False)
@@ -62,7 +68,7 @@ def config_from_nemotron_h(hf: HFConfig) -> ModelConfig:
         bias=bias,
         router_normalized=None if hf.get("norm_topk_prob", True) else False,
         mamba_options=MambaOptions(
-            bias=None if mamba_bias == bias else mamba_bias, conv_bias=hf.get("use_conv_bias", True), **dt_limits(hf)
+            bias=None if mamba_bias == bias else mamba_bias, conv_bias=hf.get("use_conv_bias", True)
         ),
     )
 

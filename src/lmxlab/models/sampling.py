@@ -3,6 +3,7 @@
 Each step equals the logits processor of the same name in `transformers`, and they run in its order.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -77,9 +78,14 @@ class Sampler:
     def __post_init__(self) -> None:
         for ok, name, value, allowed in (
             (self.temperature >= 0, "temperature", self.temperature, "0 (greedy) or more"),
-            (self.top_k >= 0, "top_k", self.top_k, "0 (off) or more"),
+            (isinstance(self.top_k, int) and self.top_k >= 0, "top_k", self.top_k, "an integer, 0 (off) or more"),
             (0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]"),
-            (self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0 (1 is off)"),
+            (
+                0 < self.repetition_penalty < math.inf,
+                "repetition_penalty",
+                self.repetition_penalty,
+                "above 0 (1 is off)",
+            ),
             (0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1] (0 is off)"),
         ):
             if not ok:
@@ -87,9 +93,13 @@ class Sampler:
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises UserError if logit_bias names a token that is not in the vocabulary."""
-        for token in self.logit_bias or ():
+        for token, bias in (self.logit_bias or {}).items():
             if not 0 <= token < vocab_size:
                 raise UserError(f"logit_bias names token {token}; the vocabulary has the ids 0 to {vocab_size - 1}")
+            if not bias < math.inf:
+                raise UserError(
+                    f"logit_bias is {bias} for token {token}; it must be a number, or -inf to ban the token"
+                )
 
     def seen_tokens(self, prompt: mx.array, vocab_size: int) -> mx.array | None:
         """Which tokens each row of the prompt (B, T) has, (B, vocab_size) boolean; None if no penalty needs it."""

@@ -62,7 +62,8 @@ def config_from_smollm3(hf: HFConfig) -> ModelConfig:
     rotated = hf.get("no_rope_layers", [int((i + 1) % every != 0) for i in range(n_layers)])
     windows = hf.get("use_sliding_window", False) and hf.get("sliding_window", None)
     kinds = ["sliding_attention" if windows and not turns else "full_attention" for turns in rotated]
-    block = block_from_hf(hf, attention_bias=hf.get("attention_bias", False), bias=hf.get("mlp_bias", False))
+    biases = {"attention_bias": hf.get("attention_bias", False), "bias": hf.get("mlp_bias", False)}
+    block = block_from_hf(hf, default_theta=2e6, **biases)
     return decoder(hf, _layers(windowed(hf, block, kinds), rotated), tied=True)
 
 

@@ -51,6 +51,7 @@ class TextWatch:
         self._text = ""  # held back
         self._released = 0  # characters
         self._open: list[int] = []  # tokens that are no whole character yet
+        self._whole = self._waited = 0
         self._held: list[tuple[int, int]] = []  # tokens held back, and where the text of each ends
 
     def push(self, token: int) -> Released:
@@ -62,8 +63,12 @@ class TextWatch:
             self._tokens.append(token)
         before = self._tokenizer.decode(self._tokens[self._start : self._end])
         now = self._tokenizer.decode(self._tokens[self._start :])
-        if now.endswith(INCOMPLETE) and len(self._open) < MOST_BYTES:
+        whole = len(now.rstrip(INCOMPLETE)) - len(before)
+        self._waited = 1 if whole > self._whole else self._waited + 1  # tokens since the last whole character
+        self._whole = whole
+        if now.endswith(INCOMPLETE) and self._waited < MOST_BYTES:
             return Released([], "")
+        self._whole = self._waited = 0
         self._start, self._end = self._end, len(self._tokens)
         return self._read(now[len(before) :])
 

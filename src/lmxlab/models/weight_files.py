@@ -9,16 +9,17 @@ import mlx.core as mx
 
 from lmxlab.errors import UserError, some
 
-INDEX = "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class WeightFiles:
-    """All weights of a folder: those of the shards that the index names, else of every safetensors file.
+    """All weights of a folder: of model.safetensors, else of the shards that the index names, else of every file.
 
     Every file's length is checked against its header first: MLX itself finds out only in the middle of a computation.
 
     Raises:
-        UserError: no safetensors file, pickles in their place, a shard that is missing, a file that is torn or is none.
+        UserError: no safetensors file, pickles in their place, a shard that is missing, a file that is torn or is none,
+            a name that is in two files, an index that is none.
     """
 
     def __init__(self, folder: Path):
@@ -26,9 +27,14 @@ class WeightFiles:
         for file in _files(folder):
             check_whole(file)
             try:
-                self._arrays |= mx.load(str(file))  # type: ignore[arg-type]  # a safetensors file is a dict
+                arrays: dict[str, mx.array] = mx.load(str(file))  # type: ignore[assignment]  # of a safetensors file
             except (RuntimeError, OSError) as error:
                 raise UserError(f"{file} cannot be read as safetensors: {error}") from None
+            if twice := arrays.keys() & self._arrays.keys():
+                raise UserError(
+                    f"{folder} holds {some(twice)} in {file.name} and in another file: leave those of one model there"
+                )
+            self._arrays |= arrays
 
     @property
     def names(self) -> set[str]:
@@ -69,22 +75,31 @@ def check_whole(file: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of the folder.
+    """The table in a JSON file of the folder.
 
     Raises:
-        UserError: it is not there, or is no JSON.
+        UserError: it is not there, is no JSON, or holds something else.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"No {path.name} in {path.parent}; give a folder that save_pretrained wrote") from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not isinstance(table, dict):
+        raise UserError(f"{path} must hold a table of fields, not a {type(table).__name__}")
+    return table
 
 
 def _files(folder: Path) -> list[Path]:
+    if (folder / WHOLE).is_file():  # transformers, too, takes it before an index
+        return [folder / WHOLE]
     if (folder / INDEX).exists():
-        weight_map = read_json(folder / INDEX).get("weight_map", {})
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise UserError(f"{folder / INDEX} is damaged: its weight_map must say in which file each weight is")
         files = [folder / name for name in sorted(set(weight_map.values()))]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
