@@ -120,7 +120,15 @@ def gemma3_to_hf(config: ModelConfig) -> dict[str, Any]:
     fields = gemma2_to_hf(config, **rope_to_hf((far or near)[0]), rope_local_base_freq=(near or far)[0].rope_theta)
     # mlx-lm goes by the pattern, transformers by layer_types.
     first = next((i for i, layer in enumerate(layers) if layer.attention == "gqa"), config.n_layers)
-    return fields | {"sliding_window_pattern": first + 1}
+    fields |= {"sliding_window_pattern": first + 1}
+    if near and near[0].rope_scaling is not None:  # which only the newer layout can say
+        kinds = {"sliding_attention": near[0], "full_attention": (far or near)[0]}
+        ropes = {kind: rope_to_hf(layer) for kind, layer in kinds.items()}
+        fields["rope_parameters"] = {
+            kind: {"rope_type": "default", "rope_theta": rope["rope_theta"], **(rope["rope_scaling"] or {})}
+            for kind, rope in ropes.items()
+        }
+    return fields
 
 
 GEMMA3 = Converter(
