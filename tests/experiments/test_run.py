@@ -7,6 +7,7 @@ import pytest
 from lmxlab.data import DataConfig, eval_batches, prepare
 from lmxlab.eval.score import Scorer
 from lmxlab.experiments.loaded import build_model
+from lmxlab.experiments.make_task import make_task
 from lmxlab.experiments.run import execute, measure_step_s
 from lmxlab.experiments.spec import Budget, RunSpec
 from lmxlab.experiments.stored import load_model, read_spec
@@ -41,4 +42,4 @@ def test_a_run_is_the_same_for_the_same_seed_and_its_folder_says_all(tmp_path: P
 
 
 def test_a_step_is_measured_without_touching_the_run() -> None:
-    assert 0 < measure_step_s(SPEC, prepare(SPEC.data)) < 10
+    assert 0 < measure_step_s(SPEC, make_task(SPEC)) < 10

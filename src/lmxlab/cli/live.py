@@ -27,6 +27,7 @@ class LiveView(Observer):
 
     def __init__(self, runs: Sequence[RunSpec], title: str, console: Console | None = None):
         self.console = console or Console(stderr=True)
+        self._metric = runs[0].method.metric
         self._title, self._runs = title, {_key(spec): _Row(spec) for spec in runs}
         self._start = time.monotonic()
         self._last_line = 0.0
@@ -43,10 +44,10 @@ class LiveView(Observer):
         with Live(get_renderable=self.render, console=self.console, refresh_per_second=DRAWS_PER_S) as self._live:
             yield self
 
-    def skip(self, spec: RunSpec, val_bpb: float | None) -> None:
+    def skip(self, spec: RunSpec, score: float | None) -> None:
         """The run was finished by an earlier process."""
         row = self._row(spec)
-        row.state, row.used, row.val_bpb = "done before", 1.0, val_bpb
+        row.state, row.used, row.score = "done before", 1.0, score
         self._skipped += 1
 
     def phase(self, spec: RunSpec, name: str) -> None:
@@ -58,12 +59,12 @@ class LiveView(Observer):
     def step(self, spec: RunSpec, progress: Progress) -> None:
         row = self._row(spec)
         row.loss, row.tokens_per_s, row.used = progress.loss, progress.tokens_per_s, progress.used
-        row.val_bpb, row.step = progress.score, f"{progress.step}/{progress.steps}"
+        row.score, row.step = progress.score, f"{progress.step}/{progress.steps}"
         self._line(spec, row, force=False)
 
-    def done(self, spec: RunSpec, val_bpb: float | None) -> None:
+    def done(self, spec: RunSpec, score: float | None) -> None:
         row = self._row(spec)
-        row.state, row.val_bpb = ("done", val_bpb) if val_bpb is not None else ("crashed", None)
+        row.state, row.score = ("done", score) if score is not None else ("crashed", None)
         row.used = 1.0
         self._line(spec, row, force=True)
 
@@ -83,7 +84,7 @@ class LiveView(Observer):
         table = Table(box=None, pad_edge=False, header_style="bold", title=self._title, title_justify="left")
         for name in ("design", "seed"):
             table.add_column(name, no_wrap=True)
-        for name in ("step", "loss", "val_bpb", "tokens/s", "budget"):
+        for name in ("step", "loss", self._metric, "tokens/s", "budget"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)
         for row in self._runs.values():
@@ -105,7 +106,7 @@ class LiveView(Observer):
         numbers = [
             f"step {row.step}",
             f"loss {number(row.loss)}",
-            f"val_bpb {number(row.val_bpb)}",
+            f"{self._metric} {number(row.score)}",
             f"{row.speed()} tokens/s",
         ]
         line = f"{spec.name} seed {spec.seed} {row.state}: {', '.join(numbers)}"
@@ -122,7 +123,7 @@ class _Row:
         self.state = "waiting"
         self.step = MISSING
         self.loss: float | None = None
-        self.val_bpb: float | None = None
+        self.score: float | None = None
         self.tokens_per_s: float | None = None
         self.used = 0.0
 
@@ -131,7 +132,7 @@ class _Row:
         return f"{self.tokens_per_s:,.0f}" if known else MISSING
 
     def cells(self) -> list[str]:
-        numbers = [number(self.loss), number(self.val_bpb), self.speed(), f"{self.used:.0%}"]
+        numbers = [number(self.loss), number(self.score), self.speed(), f"{self.used:.0%}"]
         return [self.spec.name, str(self.spec.seed), self.step, *numbers, self.state]
 
 

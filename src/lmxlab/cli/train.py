@@ -6,29 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import tyro
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
-from lmxlab.cli.data import default
 from lmxlab.cli.live import LiveView
 from lmxlab.cli.options import RUNS, Json, Runs, flags_of, option
 from lmxlab.cli.render import count, duration, note, number, out, out_json, scaled
 from lmxlab.cli.runs import find_run
-from lmxlab.core.config import ModelConfig
-from lmxlab.data import DataConfig, prepare
+from lmxlab.cli.train_base import TrainBase, read_base
+from lmxlab.data import DataConfig, load_tokenizer, prepare
 from lmxlab.errors import UserError
-from lmxlab.experiments.designs import adapt, find_design
+from lmxlab.experiments.designs import adapt
+from lmxlab.experiments.example_task import needs_tokenizer
 from lmxlab.experiments.finetune import LoRAConfig
 from lmxlab.experiments.interrupt import Interrupted, stop_on_signals
-from lmxlab.experiments.loaded import base_tokenizer
+from lmxlab.experiments.methods import METHODS, MTP, Method
 from lmxlab.experiments.run import execute
-from lmxlab.experiments.spec import LAB_OPTIM, SECTIONS, Budget, RunSpec, from_table
-from lmxlab.experiments.stored import read_result, read_spec
+from lmxlab.experiments.spec import Budget, RunSpec
+from lmxlab.experiments.stored import read_result
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
 from lmxlab.training.config import TrainConfig
 from lmxlab.training.run_folder import RunFolder
-
-DEFAULT_DESIGN = "gpt"
 
 
 def _own(help: str, metavar: str) -> Any:
@@ -61,33 +60,16 @@ class BudgetFlags:
     tokens: Annotated[int | None, option("Training tokens.", "N", default="")] = None
 
 
-@dataclass(frozen=True)
-class _Base:
-    """What the flags change: the settings of a design, a config file or a stored run.
-
-    Attributes:
-        source: as typed; None for a stored run.
-        model: `(vocab_size, seq_len) -> ModelConfig`.
-        values: the other fields of RunSpec that are known.
-    """
-
-    source: str | None
-    model: Callable[[int, int], ModelConfig]
-    values: dict[str, Any]
-
-    def get(self, name: str) -> Any:
-        default = next(f for f in dataclasses.fields(RunSpec) if f.name == name)
-        return self.values.get(name, default.default)
-
-
 def register(app: SubcommandApp, arguments: list[str]) -> None:
-    app.command(name="train")(_command(_base(arguments)))
+    app.command(name="train")(_command(read_base(arguments)))
 
 
-def _command(base: _Base) -> Callable[..., int]:
+def _command(base: TrainBase) -> Callable[..., int]:
     """The command, with the settings of the design or file as its defaults, so that --help shows those."""
 
+    method = base.values["method"]
     data_flags = flags_of(base.values["data"], "What to train on.")
+    method_flags = flags_of(method, f"How --method {method.name} learns." if method.name else "")
     lora_flags = flags_of(base.values["lora"], "Adapters to train over the model, instead of all of it.")
     optim_flags = flags_of(base.values["optim"], "How to train.", leave_out=("seed",))
 
@@ -115,7 +97,21 @@ def _command(base: _Base) -> Callable[..., int]:
         data: type(data_flags) = data_flags,  # type: ignore[valid-type]  # made above
         optim: type(optim_flags) = optim_flags,  # type: ignore[valid-type]
         model: ModelFlags = ModelFlags(),
+        pretrained: Annotated[
+            str,
+            option(
+                "Start from this model: glassllm, a Hugging Face folder, or a run's folder.", "MODEL", default="none"
+            ),
+        ] = base.get("pretrained"),
         lora: type(lora_flags) = lora_flags,  # type: ignore[valid-type]
+        method: Annotated[
+            str,
+            option(f"Instead of next-token training: {', '.join(filter(None, METHODS))}.", "NAME", default="none"),
+        ] = method.name,
+        settings: Annotated[
+            type(method_flags),  # type: ignore[valid-type]
+            tyro.conf.arg(name=method.name or "method-settings"),
+        ] = method_flags,
         resume: Annotated[
             str | None,
             option("Go on with an interrupted run: its folder, or its name in `lmxlab log list`.", "RUN", default=""),
@@ -130,16 +126,24 @@ def _command(base: _Base) -> Callable[..., int]:
         Example calls:
           lmxlab train llama --budget.minutes 2
           lmxlab train my.toml --optim.learning-rate 1e-3 --model.d-model 192
+          lmxlab train --pretrained glassllm --method sft --data.dataset examples.jsonl --lora.rank 8
           lmxlab train --resume gpt/20260101-120000
         """
         if design != base.source:
             raise UserError(f"The design comes first: lmxlab train {design} --...")
         data_config = DataConfig(**dataclasses.asdict(data))
-        prepared = prepare(data_config)
+        learn = type(base.values["method"])(**dataclasses.asdict(settings))
+        prepared = prepare(data_config) if learn.of_text else None
         changes = {key: value for key, value in dataclasses.asdict(model).items() if value is not None}
+        if pretrained and changes:
+            raise UserError(f"--model changes nothing of a pretrained model: leave out {', '.join(sorted(changes))}.")
+        vocab_size = _vocab_size(data_config, learn) if prepared is None else prepared.vocab_size
+        config = adapt(base.model(vocab_size, seq_len), changes)
+        if isinstance(learn, MTP):
+            config = dataclasses.replace(config, mtp_n_predict=learn.n_predict, mtp_lambda=learn.weight)
         spec = RunSpec(
             name=name,
-            model=adapt(base.model(prepared.vocab_size, seq_len), changes),
+            model=config,
             data=data_config,
             optim=TrainConfig(**dataclasses.asdict(optim)),
             seq_len=seq_len,
@@ -147,11 +151,10 @@ def _command(base: _Base) -> Callable[..., int]:
             seed=seed,
             eval_tokens=eval_tokens,
             sample_tokens=sample_tokens,
-            pretrained=base.get("pretrained"),
+            pretrained=pretrained,
             lora=LoRAConfig(**dataclasses.asdict(lora)),
+            method=learn,
         )
-        if spec.pretrained and changes:
-            raise UserError(f"--model changes nothing of a pretrained model: leave out {', '.join(sorted(changes))}.")
         folder = RunFolder.create(runs, name) if resume is None else find_run(resume, runs)
         ledger = ExperimentLog(_root(folder, runs) / "results.jsonl")
         if resume is not None and read_result(folder) is not None:
@@ -168,40 +171,17 @@ def _command(base: _Base) -> Callable[..., int]:
             except UserError:
                 folder.remove_unused()  # refused before the first step
                 raise
-        _report(entry, folder, ledger, json)
+        _report(entry, learn, folder, ledger, json)
         return 0
 
     return train
 
 
-def _base(arguments: list[str]) -> _Base:
-    """Where the flags start from: `train DESIGN ...`, else the run of --resume, else the default design."""
-    source = arguments[1] if len(arguments) > 1 and not arguments[1].startswith("-") else None
-    if source is None and (run := _option(arguments, "--resume")) is not None:
-        spec = read_spec(find_run(run, Path(_option(arguments, "--runs") or RUNS)))
-        values = {f.name: getattr(spec, f.name) for f in dataclasses.fields(RunSpec)}
-        return _Base(None, lambda vocab_size, seq_len: spec.model, values)
-    design = find_design(source or DEFAULT_DESIGN)
-    table = design.settings
-    values = {key: value for key, value in table.items() if key not in (*SECTIONS, "model")}
-    values |= {section: from_table(kind, table.get(section, {}), section) for section, kind in SECTIONS.items()}
-    if "dataset" not in table.get("data", {}):
-        values["data"] = dataclasses.replace(values["data"], dataset=default())
-    if table.get("pretrained") and "tokenizer" not in table.get("data", {}):
-        own = base_tokenizer(table["pretrained"])
-        values["data"] = dataclasses.replace(values["data"], tokenizer=own)
-    values["optim"] = from_table(TrainConfig, {**LAB_OPTIM.to_dict(), **table.get("optim", {})}, "optim")
-    return _Base(source or DEFAULT_DESIGN, design.model, {"name": design.name, **values})
-
-
-def _option(arguments: list[str], flag: str) -> str | None:
-    """The value after `flag`, looked up before tyro parses: it decides what tyro's defaults are."""
-    for index, argument in enumerate(arguments):
-        if argument == flag and index + 1 < len(arguments):
-            return arguments[index + 1]
-        if argument.startswith(f"{flag}="):
-            return argument.partition("=")[2]
-    return None
+def _vocab_size(data: DataConfig, method: Method) -> int:
+    """That of a tokenizer which is there already; what has none is refused by the method's task."""
+    if data.tokenizer.partition(":")[0] in ("char", "bpe"):
+        raise UserError(needs_tokenizer(method.name))
+    return load_tokenizer(data.tokenizer).vocab_size
 
 
 def _root(folder: RunFolder, runs: Path) -> Path:
@@ -209,13 +189,19 @@ def _root(folder: RunFolder, runs: Path) -> Path:
     return next((above for above in folder.path.resolve().parents if (above / "results.jsonl").exists()), runs)
 
 
-def _report(entry: LogEntry, folder: RunFolder, ledger: ExperimentLog, json: bool) -> None:
+def _report(entry: LogEntry, method: Method, folder: RunFolder, ledger: ExperimentLog, json: bool) -> None:
     if json:
         out_json({**dataclasses.asdict(entry), "folder": str(folder.path)})
         return
-    out(f"val_bpb      {number(entry.val_bpb)} bits per byte")
-    out(f"val_loss     {number(entry.val_loss)} nats per token")
-    out(f"train_loss   {number(entry.train_loss)} nats per token")
+    if method.of_text:
+        out(f"val_bpb      {number(entry.val_bpb)} bits per byte")
+        out(f"val_loss     {number(entry.val_loss)} nats per token")
+    else:
+        scores = {name: entry.value(name) for name in ("val_loss", *entry.metrics) if name.startswith("val_")}
+        for name, value in scores.items():
+            if value is not None:
+                out(f"{name:<12} {number(value)}")
+    out(f"train_loss   {number(entry.train_loss)}" + (" nats per token" if method.of_text else ""))
     out(f"parameters   {entry.param_count:,}")
     out(f"tokens       {count(entry.value('tokens'))}")
     out(f"FLOPs        {scaled(entry.total_flops)}")

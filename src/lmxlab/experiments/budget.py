@@ -53,14 +53,19 @@ def match_size(model: ModelConfig, target: int, tolerance: float = TOLERANCE) ->
 
 
 def flops_per_step(spec: RunSpec) -> int:
-    """Training FLOPs of one optimizer step of this run, accumulation included."""
-    batch = spec.optim.batch_size * spec.optim.grad_accumulation_steps
-    return estimate_flops_per_step(spec.model, batch_size=batch, seq_len=spec.seq_len, attention_len=spec.seq_len)
+    """Training FLOPs of one optimizer step of this run: accumulation, sampling and other passes of the model included.
+
+    Examples are counted at the full `seq_len`.
+    """
+    batch = spec.method.rows * spec.optim.batch_size * spec.optim.grad_accumulation_steps
+    length = {"seq_len": spec.seq_len, "attention_len": spec.seq_len}
+    trained = estimate_flops_per_step(spec.model, batch_size=batch, **length)
+    return int(trained * (1 + spec.method.extra_passes() / 3))  # a step is three forward passes
 
 
 def tokens_per_step(spec: RunSpec) -> int:
     """Training tokens of one optimizer step."""
-    return spec.optim.batch_size * spec.optim.grad_accumulation_steps * spec.seq_len
+    return spec.method.rows * spec.optim.batch_size * spec.optim.grad_accumulation_steps * spec.seq_len
 
 
 def steps_within(spec: RunSpec) -> int:

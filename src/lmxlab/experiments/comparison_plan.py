@@ -14,6 +14,7 @@ from lmxlab.experiments.budget import TOLERANCE, count_parameters, flops_per_ste
 from lmxlab.experiments.designs import Design, find_design
 from lmxlab.experiments.run import measure_step_s
 from lmxlab.experiments.spec import EVAL_TOKENS, Budget, RunSpec, check_seed, from_table
+from lmxlab.experiments.task import TextTask
 from lmxlab.files import atomic_write, to_json
 from lmxlab.training.config import TrainConfig
 
@@ -173,7 +174,9 @@ def _describe(model: ModelConfig) -> str:
 
 def _flops_in(minutes: float, specs: Sequence[RunSpec], n_seeds: int, prepared: PreparedData) -> float:
     """FLOPs per run such that the training of all runs takes `minutes` at the speed measured now."""
-    seconds_per_flop = n_seeds * sum(measure_step_s(spec, prepared) / flops_per_step(spec) for spec in specs)
+    seconds_per_flop = n_seeds * sum(
+        measure_step_s(spec, TextTask(spec, prepared)) / flops_per_step(spec) for spec in specs
+    )
     return minutes * 60 / seconds_per_flop
 
 

@@ -121,7 +121,12 @@ def base_model(source: str) -> LanguageModel:
 def build_model(spec: RunSpec) -> LanguageModel:
     """The untrained model of a run: its weights depend on the seed, the config and the model it starts from alone."""
     mx.random.seed(spec.seed)
-    model = base_model(spec.pretrained) if spec.pretrained else LanguageModel(spec.model)
+    if spec.pretrained and not spec.model.mtp_n_predict:
+        model = base_model(spec.pretrained)
+    else:
+        model = LanguageModel(spec.model)
+    if spec.pretrained and spec.model.mtp_n_predict:  # the prediction heads begin anew
+        model.update(base_model(spec.pretrained).parameters())
     put_adapters(model, spec.lora)
     mx.eval(model.parameters())
     return model

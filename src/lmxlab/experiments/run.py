@@ -17,16 +17,17 @@ from typing import Any
 import mlx.core as mx
 
 from lmxlab.core.lora import save_lora_adapters
-from lmxlab.data import PreparedData, TokenBatches, prepare
+from lmxlab.data import PreparedData
 from lmxlab.errors import UserError
 from lmxlab.experiments.budget import flops_per_step, steps_within, tokens_per_step, with_steps
 from lmxlab.experiments.interrupt import Interrupted, Stop
 from lmxlab.experiments.loaded import build_model
+from lmxlab.experiments.make_task import make_task
 from lmxlab.experiments.provenance import environment, git_commit
 from lmxlab.experiments.recorder import Clock, Observer, Recorder
 from lmxlab.experiments.spec import RunSpec
 from lmxlab.experiments.stored import check_same_run, read_result
-from lmxlab.experiments.task import Task, TextTask
+from lmxlab.experiments.task import Task
 from lmxlab.experiments.tracking import MEASUREMENTS, ExperimentLog, LogEntry
 from lmxlab.files import atomic_write, to_json
 from lmxlab.models.base import LanguageModel
@@ -72,12 +73,11 @@ def execute(
         _log_once(ledger, entry)
         return entry
     observer.phase(spec, "data")
-    with clock("data"):
-        prepared = prepared or prepare(spec.data)
     # A text shorter than one window, or a budget below one step, is a mistake, not a run that crashed.
-    task = TextTask(spec, prepared)
+    with clock("data"):
+        task = make_task(spec, prepared)
     goes_on = resume and folder.config.exists()
-    spec = check_same_run(spec, folder, task.info["hash"]) if goes_on else _settle(spec, prepared)
+    spec = check_same_run(spec, folder, task.info["hash"]) if goes_on else _settle(spec, task)
     with folder.make().in_use(), _run_log(folder):
         if resume and (entry := read_result(folder)) is not None:
             return entry  # another process has ended the run since we looked
@@ -120,10 +120,13 @@ def _train(
     model = build_model(spec)
     scorer = task.scorer(model)
     recorder = Recorder(spec, folder, task.metric, scorer, clock, observer, stop)
-    loads = ExpertLoadMonitor(model, spec.optim.log_interval)
-    objective = task.objective(model)
+    batches = task.batches(model)
     trainer = Trainer(
-        model, spec.optim, callbacks=[loads, recorder], checkpointer=recorder.checkpoint, objective=objective
+        model,
+        spec.optim,
+        callbacks=[ExpertLoadMonitor(model, spec.optim.log_interval), *task.callbacks(), recorder],
+        checkpointer=recorder.checkpoint,
+        objective=task.objective(model),
     )
     checkpoint = folder.latest_checkpoint()
     if checkpoint is not None:
@@ -132,7 +135,7 @@ def _train(
     folder.rewind_metrics(trainer.step, last=spec.optim.max_steps)
     logger.info("%s: %d steps, seed %d", spec.name, spec.optim.max_steps, spec.seed)
     try:
-        trainer.train(task.batches(model))
+        trainer.train(batches)
     except NonFiniteLoss as error:
         kept = folder.latest_checkpoint()
         raise Diverged(f"{spec.name}: {error} " + (f"It is {kept}." if kept else "None had been saved yet.")) from None
@@ -160,25 +163,25 @@ def _train(
     return entry
 
 
-def measure_step_s(spec: RunSpec, prepared: PreparedData) -> float:
+def measure_step_s(spec: RunSpec, task: Task) -> float:
     """Seconds per training step on this machine now: the median of a few, compiled, of a model that is thrown away."""
     model = build_model(spec)
-    trainer = Trainer(model, with_steps(spec, 1000).optim)
-    batches = TokenBatches(prepared.train, spec.optim.batch_size, spec.seq_len, seed=spec.seed)
+    batches = iter(task.batches(model))
+    trainer = Trainer(model, with_steps(spec, 1000).optim, objective=task.objective(model))
     seconds = []
     for _ in range(MEASURED_STEPS + 1):
-        group = [next(batches) for _ in range(spec.optim.grad_accumulation_steps)]
         start = time.perf_counter()
+        group = [next(batches) for _ in range(spec.optim.grad_accumulation_steps)]
         trainer.train_step(group[0]) if len(group) == 1 else trainer.train_step_accumulated(group)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])  # the first one compiles
 
 
-def _settle(spec: RunSpec, prepared: PreparedData) -> RunSpec:
+def _settle(spec: RunSpec, task: Task) -> RunSpec:
     """The spec with the number of steps that its budget buys."""
     if spec.budget.minutes is None:
         return with_steps(spec, steps_within(spec))
-    return with_steps(spec, max(1, int(60 * spec.budget.minutes / measure_step_s(spec, prepared))))
+    return with_steps(spec, max(1, int(60 * spec.budget.minutes / measure_step_s(spec, task))))
 
 
 def _measured(

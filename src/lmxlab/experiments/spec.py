@@ -28,11 +28,14 @@ from lmxlab.core.config import ModelConfig
 from lmxlab.data import DataConfig
 from lmxlab.errors import UnknownNameError, UserError
 from lmxlab.experiments.finetune import LoRAConfig
+from lmxlab.experiments.methods import Method, find_method, method_to_dict
 from lmxlab.training.config import TrainConfig
 
 EVAL_TOKENS = 65_536  # validation tokens that a run's score is taken on
 # What suits a model of laboratory size on characters, where a design, a config file or a flag says nothing else.
-LAB_OPTIM = TrainConfig(learning_rate=2e-3, batch_size=8, min_lr_ratio=0.1, weight_decay=0.1, max_steps=500)
+LAB_OPTIM = TrainConfig(
+    learning_rate=Method.learning_rate, batch_size=8, min_lr_ratio=0.1, weight_decay=0.1, max_steps=500
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class RunSpec:
         pretrained: the model that training starts from, glassllm or a folder in Hugging Face's layout; "" for weights
             that the seed decides.
         lora: adapters, which are then all that is trained.
+        method: what is learnt from the data, and how.
     """
 
     name: str
@@ -94,6 +98,7 @@ class RunSpec:
     sample_tokens: int = 200
     pretrained: str = ""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
+    method: Method = field(default_factory=Method)
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -121,6 +126,7 @@ class RunSpec:
             "sample_tokens": self.sample_tokens,
             "pretrained": self.pretrained,
             "lora": {**dataclasses.asdict(self.lora), "targets": list(self.lora.targets)},
+            "method": method_to_dict(self.method),
         }
 
     @classmethod
@@ -134,6 +140,7 @@ class RunSpec:
         values["model"] = ModelConfig.from_dict(table["model"])
         for section, kind in SECTIONS.items():
             values[section] = from_table(kind, table.get(section, {}), section)
+        values["method"] = method_from_table(table.get("method", {}))
         return from_table(cls, values)
 
 
@@ -167,8 +174,21 @@ def check_keys(table: dict[str, Any]) -> None:
     for key, value in table.items():
         if key not in hints:
             raise UnknownNameError("config key", key, hints)
-        if key != "model" and key not in SECTIONS:
+        if key not in ("model", "method", *SECTIONS):
             _checked(key, value, hints[key])
+
+
+def method_from_table(table: Any) -> Method:
+    """The method of a [method] table, which has its name beside its settings; {} for none.
+
+    >>> method_from_table({"name": "mtp", "n_predict": 2})
+    MTP(n_predict=2, weight=0.3)
+    """
+    if not isinstance(table, dict):
+        raise UserError(f"[method] must be a table of settings with a name, got {table!r}.")
+    kind = find_method(table.get("name", ""))
+    method: Method = from_table(kind, {key: value for key, value in table.items() if key != "name"}, "method")
+    return method
 
 
 def from_table(kind: Any, table: Any, section: str = "") -> Any:

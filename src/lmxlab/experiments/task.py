@@ -12,7 +12,8 @@ from lmxlab.eval.score import Scorer
 from lmxlab.experiments.sample import sample_text
 from lmxlab.experiments.spec import RunSpec
 from lmxlab.models.base import LanguageModel
-from lmxlab.training.objective import Batch, Objective, next_token
+from lmxlab.training.events import Callback
+from lmxlab.training.objective import Batch, Objective
 
 PROMPT_TOKENS = 32  # the sample continues this much of the validation text
 CURVE_SHARE = 8  # a point of the curve is taken on an eighth of what the final score is
@@ -40,11 +41,18 @@ class Task(ABC):
 
     @abstractmethod
     def batches(self, model: LanguageModel) -> Iterable[Batch]:
-        """The training batches from the first one on; with state_dict and load_state_dict, so that runs resume."""
+        """The training batches from the first one on; with state_dict and load_state_dict, so that runs resume.
 
-    def objective(self, model: LanguageModel) -> Objective:
-        """What training minimises."""
-        return next_token
+        Called before a checkpoint is restored: the model is the one that the run starts from.
+        """
+
+    def objective(self, model: LanguageModel) -> Objective | None:
+        """What training minimises; None: what a Trainer does by itself."""
+        return None
+
+    def callbacks(self) -> list[Callback]:
+        """What else is told of the steps, before the run's record is."""
+        return []
 
     @abstractmethod
     def scorer(self, model: LanguageModel) -> ScoreModel:
