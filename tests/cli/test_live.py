@@ -30,7 +30,7 @@ def view(clock: SimpleNamespace) -> LiveView:
 
 
 def at(step: int, val_bpb: float | None = None) -> Progress:
-    return Progress(step, 10, loss=2.5, tokens_per_s=1234.5, val_bpb=val_bpb)
+    return Progress(step, 10, loss=2.5, tokens_per_s=1234.5, score=val_bpb)
 
 
 def test_the_share_of_the_budget_is_that_of_all_runs(view: LiveView) -> None:
