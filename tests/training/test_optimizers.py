@@ -1,63 +1,19 @@
-"""Optimizers against torch and lion-pytorch, and the contract that every one of them keeps."""
+"""Optimizers against torch and lion-pytorch; their contract is in test_optimizer_contract."""
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
+from optimizer_runs import SHAPES, constant, gap, problem, run_ours, run_torch
 from tiny_lm import tiny_model
 
 from lmxlab.errors import UserError
-from lmxlab.training import TrainConfig, create_optimizer
-from lmxlab.training.config import OPTIMIZERS
+from lmxlab.training import create_optimizer
 from lmxlab.training.decay import decays
-from lmxlab.training.muon import Muon, orthogonalise
 from lmxlab.training.optimizers import create_mup_optimizer, is_hidden_matrix, learning_rates
-
-SHAPES = {"matrix": (12, 8), "wide": (5, 16), "square": (8, 8)}
-STEPS = 10
-
-
-def run_ours(optimizer: optim.Optimizer, start: dict[str, np.ndarray], gradients: list[dict[str, np.ndarray]]) -> Any:
-    parameters = {name: mx.array(value) for name, value in start.items()}
-    step = mx.compile(optimizer.apply_gradients, inputs=optimizer.state, outputs=optimizer.state)
-    optimizer.init(parameters)
-    for gradient in gradients:
-        parameters = step({name: mx.array(value) for name, value in gradient.items()}, parameters)
-        mx.eval(parameters, optimizer.state)
-    return {name: np.array(value) for name, value in parameters.items()}
-
-
-def run_torch(build: Callable[..., Any], start: dict[str, np.ndarray], gradients: list[dict[str, np.ndarray]]) -> Any:
-    torch = pytest.importorskip("torch", reason="the oracle for optimizers is torch: pip install lmxlab[oracle]")
-    parameters = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}
-    optimizer = build(list(parameters.values()))
-    for gradient in gradients:
-        for name, parameter in parameters.items():
-            parameter.grad = torch.tensor(gradient[name])
-        optimizer.step()
-    return {name: parameter.detach().numpy() for name, parameter in parameters.items()}
-
-
-def problem(shapes: dict[str, tuple[int, ...]], scale: float = 1.0) -> tuple[Any, Any]:
-    rng = np.random.default_rng(3)
-    draw = lambda: {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}  # noqa: E731
-    return draw(), [{name: scale * g for name, g in draw().items()} for _ in range(STEPS)]
-
-
-def gap(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
-    return max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours)
-
-
-def constant(name: str, **changes: Any) -> TrainConfig:
-    return TrainConfig(
-        optimizer=name, learning_rate=1e-2, weight_decay=0.1, warmup_steps=0, lr_schedule="constant", **changes
-    )
 
 
 @pytest.mark.oracle
@@ -93,79 +49,6 @@ def test_vectors_follow_the_reference_without_decay(name: str) -> None:
     }[name]
     start, gradients = problem({"norm": (7,), "bias": (3,)})
     assert gap(run_ours(create_optimizer(constant(name)), start, gradients), run_torch(build, start, gradients)) <= 1e-5
-
-
-@pytest.mark.oracle
-@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
-def test_muon_is_torch_s_when_torch_orthogonalises_in_float32(adjust: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch", reason="the oracle for Muon is torch: pip install lmxlab[oracle]")
-    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)  # torch rounds the momentum to bfloat16 first
-    build = functools.partial(torch.optim.Muon, lr=1e-2, weight_decay=0.1, adjust_lr_fn=adjust)
-    start, gradients = problem(SHAPES)
-    ours = run_ours(create_optimizer(constant("muon", muon_lr_adjust=adjust)), start, gradients)
-    difference = gap(ours, run_torch(build, start, gradients))
-    print(f"muon {adjust}: {difference:.1e}")
-    assert difference <= 1e-5
-
-
-def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
-    for shape in [(24, 16), (16, 24), (3, 16, 16)]:
-        values = np.linalg.svd(np.array(orthogonalise(mx.random.normal(shape), steps=10)), compute_uv=False)
-        assert values.min() > 0.6
-        assert values.max() < 1.3
-
-
-def test_stacked_experts_are_orthogonalised_one_by_one() -> None:
-    stack = mx.random.normal((3, 6, 4))
-    together = orthogonalise(stack)
-    for i in range(3):
-        assert mx.allclose(together[i], orthogonalise(stack[i]), atol=1e-6)
-
-
-def test_muon_s_decay_is_not_orthogonalised() -> None:
-    """With no gradient the momentum is 0 and the weights shrink by exactly 1 - lr decay."""
-    optimizer = Muon(0.1, decay=0.5)
-    weight = mx.random.normal((4, 4))
-    updated = optimizer.apply_gradients({"w": mx.zeros((4, 4))}, {"w": weight})["w"]
-    assert mx.allclose(updated, weight * 0.95, rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_decay_shrinks_matrices_only(name: str) -> None:
-    """With zero gradients nothing but decay moves a weight."""
-    model = tiny_model()
-    before = dict(tree_flatten(tree_map(mx.array, model.parameters())))
-    optimizer = create_optimizer(constant(name))
-    optimizer.update(model, tree_map(mx.zeros_like, model.trainable_parameters()))
-    for path, after in tree_flatten(model.parameters()):
-        factor = 1 - 1e-2 * 0.1 if path.endswith("weight") and ("up" in path or "down" in path or "head" in path) else 1
-        assert mx.allclose(after, before[path] * factor, rtol=1e-6, atol=0), path
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
-def test_every_optimizer_keeps_dtypes_counts_steps_and_follows_the_schedule(name: str, dtype: mx.Dtype) -> None:
-    model = tiny_model()
-    model.set_dtype(dtype)
-    config = TrainConfig(optimizer=name, learning_rate=1e-2, warmup_steps=2, max_steps=4, lr_schedule="linear")
-    optimizer = create_optimizer(config)
-    expected = [1e-7, (1e-7 + 1e-2) / 2, 1e-2, 0.5e-2]
-    for rate in expected:
-        before = tree_map(mx.array, model.parameters())
-        optimizer.update(model, tree_map(lambda p: mx.full(p.shape, 0.01, p.dtype), model.trainable_parameters()))
-        for group in learning_rates(optimizer).values():
-            assert group.item() == pytest.approx(rate, rel=1e-3)
-        for (path, new), (_, old) in zip(tree_flatten(model.parameters()), tree_flatten(before), strict=True):
-            assert new.dtype == dtype, path
-            assert mx.isfinite(new).all(), path
-            moved = mx.abs(new - old).max().item()
-            if dtype == mx.float32 and rate > 1e-6:
-                assert moved > 0, path  # the rate reached this parameter
-            elif rate <= 1e-6:
-                assert moved <= 2e-6, path
-    state = tree_flatten(optimizer.state)
-    steps = [value.item() for path, value in state if path.endswith("step")]
-    assert steps == [4] * len(steps)
 
 
 def test_adamw_s_first_step_is_the_sign_of_the_gradient() -> None:

@@ -1,5 +1,6 @@
 """A run that stops and goes on ends where an uninterrupted one does, bit for bit."""
 
+import json
 import os
 import signal
 import subprocess
@@ -112,6 +113,17 @@ def test_another_training_config_is_refused_naming_the_fields(tmp_path: Path) ->
     with pytest.raises(CheckpointError, match=r"config: max_steps was 8, now 9\."):
         other.restore(tmp_path / "c", ignore=["learning_rate"])
     assert other.restore(tmp_path / "c", ignore=["learning_rate", "max_steps"])["step"] == 0
+
+
+def test_a_field_that_is_newer_than_the_checkpoint_had_its_default(tmp_path: Path) -> None:
+    Trainer(tiny_model(), tiny_config()).save(tmp_path / "c")
+    file = tmp_path / "c" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    del metadata["config"]["cautious_decay"]
+    file.write_text(json.dumps(metadata))
+    assert Trainer(tiny_model(), tiny_config()).restore(tmp_path / "c")["step"] == 0
+    with pytest.raises(CheckpointError, match="cautious_decay was False, now True"):
+        Trainer(tiny_model(), tiny_config(cautious_decay=True)).restore(tmp_path / "c")
 
 
 def test_another_model_config_is_refused(tmp_path: Path) -> None:

@@ -24,8 +24,10 @@ class AdamW(MatrixDecay, optim.AdamW):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         decay: float = 0.0,
+        cautious: bool = False,
     ):
-        super().__init__(learning_rate, betas=list(betas), eps=eps, weight_decay=0.0, bias_correction=True, decay=decay)
+        own = {"betas": list(betas), "eps": eps, "weight_decay": 0.0, "bias_correction": True}
+        super().__init__(learning_rate, **own, decay=decay, cautious=cautious)
 
     def apply_gradients(self, gradients: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
         self._scalars: tuple[mx.array, ...] | None = None

@@ -7,10 +7,12 @@ from typing import Any
 
 from lmxlab.errors import UnknownNameError, UserError
 
-OPTIMIZERS = ("adamw", "lion", "adafactor", "sgd", "muon")
+OPTIMIZERS = ("adamw", "lion", "adafactor", "sgd", "muon", "normuon", "schedule_free")
+CAUTIOUS = ("adamw", "lion", "muon", "normuon")  # whose decay is decoupled from their step
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 DTYPES = ("float32", "bfloat16", "float16")
 MUON_ADJUSTMENTS = ("match_rms_adamw", "original")
+MUON_ITERATIONS = ("newton_schulz", "polar_express")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class TrainConfig:
         grad_accumulation_steps: micro-batches per optimizer step.
         max_grad_norm: global norm that gradients are clipped to; 0 switches clipping off.
         eval_interval, log_interval, checkpoint_interval: in optimizer steps.
-        optimizer: adamw, lion, adafactor, sgd or muon.
+        optimizer: adamw, lion, adafactor, sgd, muon, normuon (muon with a second moment per neuron, arXiv 2510.05491),
+            or schedule_free (AdamW with averaging instead of a schedule, arXiv 2405.15682: lr_schedule constant).
         lr_schedule: after the warmup: cosine, linear, constant, or wsd (constant, then linear over the last fifth).
         compile_step: fuse the whole step with mx.compile.
         seed: of whoever makes the model and the data; the loop itself draws only from mx.random.state.
@@ -34,11 +37,15 @@ class TrainConfig:
             float16 keep float32 master weights and optimizer state and compute in the half type (Micikevicius et al.
             2017, arXiv 1710.03740); the loss is a float32 mean either way.
         min_lr_ratio: the schedule ends at learning_rate * min_lr_ratio.
-        betas: of adamw (default 0.9, 0.999), lion (0.9, 0.99) and the adamw part of muon.
-        eps: of adamw.
-        momentum: of sgd (default 0.9) and muon (0.95).
+        betas: of adamw (default 0.9, 0.999), lion (0.9, 0.99), schedule_free and the adamw part of muon and normuon.
+        eps: of adamw and schedule_free.
+        momentum: of sgd (default 0.9), muon and normuon (0.95).
         muon_lr_adjust: `adjust_lr_fn` of torch.optim.Muon. match_rms_adamw (arXiv 2502.16982, section 2.2) gives
             updates the size of AdamW's, so that one learning_rate serves both groups; original wants about 0.02.
+        muon_iteration: how muon and normuon orthogonalise: newton_schulz, or polar_express (arXiv 2505.16932), which
+            comes closer in as many steps.
+        cautious_decay: decay only what the step does not take further from 0 (arXiv 2510.12402); of adamw, lion, muon,
+            normuon.
     """
 
     learning_rate: float = 3e-4
@@ -61,6 +68,8 @@ class TrainConfig:
     eps: float = 1e-8
     momentum: float | None = None
     muon_lr_adjust: str = "match_rms_adamw"
+    muon_iteration: str = "newton_schulz"
+    cautious_decay: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "grad_accumulation_steps", "eval_interval", "log_interval"):
@@ -82,9 +91,15 @@ class TrainConfig:
             ("schedule", self.lr_schedule, SCHEDULES),
             ("dtype", self.dtype, DTYPES),
             ("muon_lr_adjust", self.muon_lr_adjust, MUON_ADJUSTMENTS),
+            ("muon_iteration", self.muon_iteration, MUON_ITERATIONS),
         ):
             if name not in allowed:
                 raise UnknownNameError(kind, name, allowed)
+        if self.cautious_decay and self.optimizer not in CAUTIOUS:
+            raise UserError(
+                f"TrainConfig.cautious_decay goes with {', '.join(CAUTIOUS)}, not with {self.optimizer!r}: "
+                "leave it out."
+            )
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:

@@ -15,12 +15,14 @@ from lmxlab.errors import UnknownNameError, UserError
 from lmxlab.training.adamw import AdamW
 from lmxlab.training.config import OPTIMIZERS, TrainConfig
 from lmxlab.training.decay import MatrixDecay, decays
-from lmxlab.training.muon import Muon
+from lmxlab.training.muon import Muon, NorMuon
+from lmxlab.training.schedule_free import ScheduleFreeAdamW
 from lmxlab.training.schedules import Schedule, create_schedule
 
 __all__ = ["create_mup_optimizer", "create_optimizer", "create_schedule", "is_hidden_matrix", "learning_rates"]
 
 MUP_OPTIMIZERS = ("adamw", "lion")
+MUONS = {"muon": Muon, "normuon": NorMuon}
 
 
 class Lion(MatrixDecay, optim.Lion):
@@ -52,15 +54,18 @@ class Adafactor(MatrixDecay, optim.Adafactor):
 def create_optimizer(config: TrainConfig) -> optim.Optimizer:
     """The optimizer that `config.optimizer` names, on the schedule of `config`.
 
-    adamw, lion, adafactor and sgd are one optimizer for all parameters; muon is an optim.MultiOptimizer of Muon for
-    the hidden matrices and AdamW for embeddings, output head, norms and biases. Raises UnknownNameError.
+    adamw, lion, adafactor, sgd and schedule_free are one optimizer for all parameters; muon and normuon are an
+    optim.MultiOptimizer of Muon or NorMuon for the hidden matrices and AdamW for embeddings, output head, norms and
+    biases. Raises UnknownNameError.
     """
-    if config.optimizer == "muon":
-        matrices = Muon(
+    if config.optimizer in MUONS:
+        matrices = MUONS[config.optimizer](
             create_schedule(config),
             momentum=0.95 if config.momentum is None else config.momentum,
             decay=config.weight_decay,
             adjust_lr=config.muon_lr_adjust,
+            iteration=config.muon_iteration,
+            cautious=config.cautious_decay,
         )
         return _groups({"muon": matrices, "adamw": _adamw(config, create_schedule(config), config.weight_decay)})
     build = _BUILDERS.get(config.optimizer)
@@ -113,11 +118,13 @@ def _groups(
 
 
 def _adamw(config: TrainConfig, schedule: Schedule, decay: float) -> optim.Optimizer:
-    return AdamW(schedule, betas=config.betas or (0.9, 0.999), eps=config.eps, decay=decay)
+    return AdamW(
+        schedule, betas=config.betas or (0.9, 0.999), eps=config.eps, decay=decay, cautious=config.cautious_decay
+    )
 
 
 def _lion(config: TrainConfig, schedule: Schedule, decay: float) -> optim.Optimizer:
-    return Lion(schedule, betas=list(config.betas or (0.9, 0.99)), decay=decay)
+    return Lion(schedule, betas=list(config.betas or (0.9, 0.99)), decay=decay, cautious=config.cautious_decay)
 
 
 def _sgd(config: TrainConfig, schedule: Schedule, decay: float) -> optim.Optimizer:
@@ -128,9 +135,14 @@ def _adafactor(config: TrainConfig, schedule: Schedule, decay: float) -> optim.O
     return Adafactor(schedule, relative_step=False, decay=decay)
 
 
+def _schedule_free(config: TrainConfig, schedule: Schedule, decay: float) -> optim.Optimizer:
+    return ScheduleFreeAdamW(schedule, betas=config.betas or (0.9, 0.999), eps=config.eps, decay=decay)
+
+
 _BUILDERS: dict[str, Callable[[TrainConfig, Schedule, float], Any]] = {
     "adamw": _adamw,
     "lion": _lion,
     "sgd": _sgd,
     "adafactor": _adafactor,
+    "schedule_free": _schedule_free,
 }

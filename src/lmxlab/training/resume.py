@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from lmxlab.training.checkpoints import CheckpointError, load_checkpoint, read_metadata, save_checkpoint
+from lmxlab.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from lmxlab.training.trainer import Trainer
@@ -43,7 +44,8 @@ def restore(trainer: "Trainer", path: str | Path, ignore: Iterable[str] = ()) ->
     if "config" not in metadata:
         raise CheckpointError(f"{str(path)!r} holds weights but no training state: read it with load_checkpoint.")
     _same("model config", metadata["model_config"], _plain_config(trainer.model))
-    _same("training config", metadata["config"], trainer.config.to_dict(), {*FREE_FIELDS, *ignore})
+    saved = TrainConfig().to_dict() | metadata["config"]  # a field newer than the checkpoint had its default
+    _same("training config", saved, trainer.config.to_dict(), {*FREE_FIELDS, *ignore})
     load_checkpoint(path, trainer.model, trainer.optimizer)
     # The state cannot be assigned to, but a seed is a key: its upper and lower 32 bits.
     ((high, low),) = metadata["random_state"]

@@ -96,7 +96,15 @@ class Steps:
         return means, self._apply(gradients)
 
     def _gradients(self, *batch: mx.array) -> tuple[Means, mx.array, Any]:
-        return self.precision.value_and_grad(self.model, self.objective, *batch)
+        point = getattr(self.optimizer, "gradient_point", None)
+        if point is None:
+            return self.precision.value_and_grad(self.model, self.objective, *batch)
+        parameters = self.model.trainable_parameters()
+        self.model.update(point(parameters))
+        try:
+            return self.precision.value_and_grad(self.model, self.objective, *batch)
+        finally:
+            self.model.update(parameters)
 
     def _score(self, *batch: mx.array) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
         with self.precision.computing(self.model):
