@@ -50,11 +50,13 @@ def test_singular_values_end_near_one_and_directions_stay(shape: tuple[int, ...]
         np.testing.assert_allclose(found, u @ vt, atol=near)
 
 
-def test_polar_express_reaches_small_singular_values_in_the_steps_in_which_newton_schulz_does_not() -> None:
-    values = np.geomspace(2e-3, 1, 16).astype(np.float32)
-    matrix = mx.array(np.diag(values))
-    ends = {name: np.diag(np.array(orthogonalise(matrix, 5, name))) for name in ("newton_schulz", "polar_express")}
-    assert np.abs(ends["polar_express"] - 1).max() < 0.35 < 0.5 < np.abs(ends["newton_schulz"] - 1).max()
+def test_polar_express_comes_closer_than_newton_schulz_in_as_many_steps() -> None:
+    """On singular values spread evenly over two orders of magnitude."""
+    matrix = mx.array(np.diag(np.geomspace(1e-2, 1, 16).astype(np.float32)))
+    plain, polar = (
+        np.abs(np.diag(np.array(orthogonalise(matrix, 5, name))) - 1) for name in ("newton_schulz", "polar_express")
+    )
+    assert polar.mean() < 0.7 * plain.mean() and polar.max() < 0.25 < plain.max()
 
 
 def test_stacks_are_orthogonalised_one_by_one() -> None:
