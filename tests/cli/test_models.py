@@ -69,3 +69,14 @@ def test_the_functions_take_a_namespace_without_the_optional_attributes(capsys: 
     cmd_count(argparse.Namespace(arch="gpt"))
     cmd_bench(argparse.Namespace(arch="gpt", tiny=True))
     assert "Architecture: gpt\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("preset", "total", "active"), [("mixtral_8x7b", 46.70, 12.88), ("deepseek_v3_671b", 671.03, 37.55)]
+)
+def test_info_tells_the_parameters_of_one_token(cli, preset: str, total: float, active: float) -> None:
+    told = re.search(r"parameters: +([\d,]+), ([\d,]+) of them", cli("info", preset).out)
+    assert told
+    numbers = [int(number.replace(",", "")) / 1e9 for number in told.groups()]
+    assert numbers == pytest.approx([total, active], abs=0.006)
+    assert "of them" not in cli("info", "llama").out

@@ -9,9 +9,9 @@ from tyro.extras import SubcommandApp
 from lmxlab.cli.options import RUNS, Json, Runs, option
 from lmxlab.cli.render import note, out, out_json
 from lmxlab.cli.runs import find_run
-from lmxlab.data import load_tokenizer
 from lmxlab.data.hf_files import tokenizer_files
 from lmxlab.errors import UserError
+from lmxlab.experiments.loaded import run_tokenizer
 from lmxlab.experiments.stored import load_model
 from lmxlab.models.export import export_model, hf_config_of
 from lmxlab.models.mlx_lm import mlx_lm_lacks
@@ -44,7 +44,7 @@ def export(
     found = find_run(run, runs)
     spec, model = load_model(found)
     hf_config_of(spec.model)  # says at once what cannot be exported
-    own = load_tokenizer(found.tokenizer)
+    own = run_tokenizer(found)
     files = tokenizer_files(own, spec.model.block.max_seq_len) if tokenizer else {}
     model_type = export_model(
         model,

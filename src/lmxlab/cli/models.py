@@ -5,6 +5,7 @@ import dataclasses
 import textwrap
 from typing import Annotated, Any
 
+from mlx.utils import tree_flatten
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
@@ -12,6 +13,7 @@ from lmxlab.cli.diagram import block_diagram, cache_bytes, in_words
 from lmxlab.cli.options import Json, option
 from lmxlab.cli.render import note, number, out, out_json
 from lmxlab.core.config import ModelConfig
+from lmxlab.core.moe import MoEFFN
 from lmxlab.errors import UnknownNameError, UserError
 from lmxlab.experiments.profiling import (
     count_parameters_by_module,
@@ -107,16 +109,29 @@ def cmd_info(args: argparse.Namespace) -> None:
         out_json({"architecture": args.arch, "tiny": _tiny(args), "config": config.to_dict(), "cache": cache})
         return
     out(f"Architecture: {title}")
+    if config.block_configs and len(set(config.block_configs)) > 1:
+        out("  Layers differ: these are the settings of the template; the diagram below has those of each.")
     for name, value in {**_settings(config.block, BLOCK_FIELDS), **_settings(config, MODEL_FIELDS)}.items():
         if dataclasses.is_dataclass(value):
             value = ", ".join(in_words(name, value))
         out(f"  {name + ':':<16} {value:,}" if type(value) is int else f"  {name + ':':<16} {value}")
-    out(f"  {'parameters:':<16} {LanguageModel(config).count_parameters():,}")
+    model = LanguageModel(config)  # lazy: shapes only
+    total, idle = model.count_parameters(), idle_parameters(model)
+    active = f", {total - idle:,} of them for each token" if idle else ""
+    out(f"  {'parameters:':<16} {total:,}{active}")
     beside = f", and up to {fixed:,} bytes for windows and states" if fixed else ""
     out(f"  {'cache:':<16} {per_token:,} bytes per token in 16-bit numbers{beside}")
     out("")
     for line in block_diagram(config):
         out(f"  {line}")
+
+
+def idle_parameters(model: LanguageModel) -> int:
+    """Those of the experts that a token does not go through."""
+    mixtures = [module for module in model.modules() if isinstance(module, MoEFFN)]
+    experts: list[tuple[MoEFFN, Any]] = [(moe, tree_flatten(moe.experts.parameters())) for moe in mixtures]
+    sizes = [(moe, sum(array.size for _, array in leaves)) for moe, leaves in experts]
+    return sum(size - size * moe.router.top_k // moe.experts.n_experts for moe, size in sizes)
 
 
 def _settings(config: Any, always: tuple[str, ...]) -> dict[str, Any]:

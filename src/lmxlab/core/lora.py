@@ -4,12 +4,13 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, BinaryIO, Unpack, cast
+from typing import Any, Unpack
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from lmxlab.core.adapters import AdapterError, adapt, adapters_of, choose, fill_adapters
+from lmxlab.core.array_file import write_arrays
 from lmxlab.core.config import ModelConfig
 from lmxlab.core.fields import flat
 from lmxlab.core.lora_experts import LoRAExpertLinear
@@ -105,7 +106,7 @@ def save_lora_adapters(
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / ARRAYS) as file:
-        mx.save_safetensors(cast("BinaryIO", file), arrays)
+        write_arrays(file, arrays)
     record = {
         "rank": first.rank if rank is None else rank,
         "alpha": first.alpha if alpha is None else alpha,

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from lmxlab.core.config import ModelConfig
 from lmxlab.data.glassllm import load_glassllm
-from lmxlab.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
+from lmxlab.data.tokenizer import CorpusTokenizer, Tokenizer, check_vocabulary, load_tokenizer
 from lmxlab.errors import UserError
 from lmxlab.experiments.finetune import put_adapters
 from lmxlab.experiments.spec import RunSpec
@@ -48,11 +48,18 @@ def trained(folder: RunFolder) -> Loaded:
         UserError: no checkpoint or tokenizer in the folder.
     """
     spec, model = load_model(folder)
-    tokenizer = load_tokenizer(folder.tokenizer)
+    tokenizer = run_tokenizer(folder)
     check_vocabulary(tokenizer, spec.model.vocab_size)
     model.eval()
     about = f"{spec.name}, seed {spec.seed}, trained on {spec.data.dataset}"
     return Loaded(model, tokenizer, spec.seq_len, [], about, folder)
+
+
+def run_tokenizer(folder: RunFolder) -> CorpusTokenizer:
+    """The tokenizer that a run was started with; UserError when its folder has none."""
+    if not folder.tokenizer.is_file():
+        raise UserError(f"{folder.path} has no tokenizer.json, which runs keep: it is damaged, or of an older version.")
+    return load_tokenizer(folder.tokenizer)
 
 
 def pretrained(name: str) -> Loaded:

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from lmxlab.core.array_file import write_arrays
 from lmxlab.core.config import ModelConfig
 from lmxlab.errors import UserError
 from lmxlab.files import atomic_file
@@ -47,7 +48,7 @@ class RewardModel(nn.Module):
         arrays: Any = dict(cast(list, tree_flatten(self.parameters())))
         metadata = {"format": FORMAT, "config": json.dumps(self.model.config.to_dict())}
         with atomic_file(Path(path)) as file:
-            mx.save_safetensors(cast("BinaryIO", file), arrays, metadata)
+            write_arrays(file, arrays, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "RewardModel":

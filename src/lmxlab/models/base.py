@@ -228,6 +228,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def check_tokens(tokens: mx.array, vocab_size: int) -> None:
     """Raises UserError if a token id is outside [0, vocab_size): MLX itself would read some other row, silently."""
+    if not mx.issubdtype(tokens.dtype, mx.integer):
+        raise UserError(f"Token ids are {tokens.dtype}; they must be integers")
     if tokens.size == 0:
         return
     least, most = int(tokens.min().item()), int(tokens.max().item())  # type: ignore[arg-type]  # ids are no complex

@@ -54,8 +54,8 @@ def decode(
     Raises:
         UserError: a prompt that is empty, not of this vocabulary or too long, or an argument out of its range.
     """
-    if max_tokens < 0:
-        raise UserError(f"max_tokens is {max_tokens}; it must be 0 or more")
+    if not isinstance(max_tokens, int) or max_tokens < 0:
+        raise UserError(f"max_tokens is {max_tokens!r}; it must be an integer, 0 or more")
     if prompt.ndim != 2 or prompt.size == 0:
         raise UserError(f"The prompt has shape {tuple(prompt.shape)}; give at least one token to continue from")
     if cache is not None and left_padding is not None and any(left_padding):

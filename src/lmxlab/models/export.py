@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from lmxlab.core.array_file import write_arrays
 from lmxlab.core.config import ModelConfig
 from lmxlab.errors import UserError, some
 from lmxlab.files import atomic_directory
@@ -48,6 +49,7 @@ def export_model(
         The model_type of the config.json.
 
     Raises:
+        OSError: a full disk; nothing is left behind.
         UserError: the folder is there, the model is quantised or has adapters, or no published class computes what it
             does; the message says what differs.
     """
@@ -134,5 +136,5 @@ def _write_shards(folder: Path, arrays: Iterator[tuple[str, mx.array]], shard_by
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for file, shard in zip(names, shards, strict=True):
-        mx.save_safetensors(str(folder / file), shard, metadata={"format": "pt"})
+        write_arrays(folder / file, shard, {"format": "pt"})
         shard.clear()

@@ -146,6 +146,8 @@ class _Row:
         self.tokens: list[int] = []
         self.ended = False
         self.end = 0  # the token that it ended at
+        if stop_tokens is not None and not isinstance(stop_tokens, Sequence):
+            raise UserError(f"stop_tokens is {stop_tokens!r}; give a list of token ids")
         self._stop_tokens = frozenset(stop_tokens or ())
         self._watch = TextWatch(tokenizer, prompt, stop) if stop and tokenizer is not None else None
         self._held: list[int] = []

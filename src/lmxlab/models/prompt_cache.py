@@ -4,11 +4,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
+from lmxlab.core.array_file import write_arrays
 from lmxlab.core.cache import Cache
 from lmxlab.errors import UserError
 from lmxlab.files import atomic_file
@@ -30,7 +31,7 @@ def save_prompt_cache(path: str | Path, cache: Sequence[Cache | None], model: La
     path = _file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
-        mx.save_safetensors(cast("BinaryIO", file), arrays, metadata)
+        write_arrays(file, arrays, metadata)
 
 
 def load_prompt_cache(path: str | Path, model: LanguageModel) -> list[Cache | None]:

@@ -50,6 +50,8 @@ class Keys:
     """A new key for every call, all from one seed; without a seed None, which means MLX's global random state."""
 
     def __init__(self, seed: int | None = None):
+        if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**64):
+            raise UserError(f"seed is {seed!r}; it must be an integer, 0 or more and below 2^64")
         self._key = None if seed is None else mx.random.key(seed)
 
     def __call__(self) -> mx.array | None:
@@ -76,6 +78,9 @@ class Sampler:
     compose: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "repetition_penalty", "min_p"):
+            if not isinstance(getattr(self, name), int | float):
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a number")
         for ok, name, value, allowed in (
             (self.temperature >= 0, "temperature", self.temperature, "0 (greedy) or more"),
             (isinstance(self.top_k, int) and self.top_k >= 0, "top_k", self.top_k, "an integer, 0 (off) or more"),

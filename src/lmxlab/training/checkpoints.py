@@ -10,6 +10,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 
+from lmxlab.core.array_file import write_arrays
 from lmxlab.errors import UserError
 from lmxlab.files import atomic_directory
 
@@ -35,9 +36,9 @@ def save_checkpoint(
     """
     try:
         with atomic_directory(path) as folder:
-            _save_arrays(folder / MODEL, dict(tree_flatten(model.parameters())))
+            write_arrays(folder / MODEL, dict(tree_flatten(model.parameters())))
             if optimizer is not None:
-                _save_arrays(folder / OPTIMIZER, dict(tree_flatten(optimizer.state)))
+                write_arrays(folder / OPTIMIZER, dict(tree_flatten(optimizer.state)))
             manifest = {file.name: _fingerprint(file) for file in sorted(folder.iterdir())}
             record = {"step": step, **(metadata or {}), MANIFEST: manifest}
             (folder / METADATA).write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -99,13 +100,6 @@ def read_metadata(path: str | Path, hashes: bool = True) -> dict[str, Any]:
         if file.stat().st_size != expected["bytes"] or (hashes and _fingerprint(file) != expected):
             raise CheckpointError(f"The checkpoint {str(path)!r} is torn: {name} is not what was written.")
     return dict(metadata)
-
-
-def _save_arrays(file: Path, arrays: dict[str, mx.array]) -> None:
-    try:
-        mx.save_safetensors(str(file), arrays)
-    except RuntimeError as error:  # MLX's own error for a failed write
-        raise OSError(str(error)) from error
 
 
 def _load_arrays(file: Path) -> dict[str, mx.array]:
