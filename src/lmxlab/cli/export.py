@@ -1,5 +1,6 @@
 """`lmxlab export`: a trained model as a folder that transformers and mlx-lm load."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from lmxlab.data.hf_files import tokenizer_files
 from lmxlab.errors import UserError
 from lmxlab.experiments.loaded import run_tokenizer
 from lmxlab.experiments.stored import load_model
+from lmxlab.models.convert import shapes_of
 from lmxlab.models.export import export_model, hf_config_of
 from lmxlab.models.mlx_lm import mlx_lm_lacks
 
@@ -58,7 +60,8 @@ def export(
         written = sorted(path.name for path in folder.iterdir())
         out_json({"run": str(found.path), "folder": str(folder), "model_type": model_type, "files": written})
         return
-    out(f"{folder}: a {model_type} model of {model.count_parameters():,} parameters")
+    left_out = sum(math.prod(shape) for name, shape in shapes_of(model).items() if name.startswith("mtp_heads."))
+    out(f"{folder}: a {model_type} model of {model.count_parameters() - left_out:,} parameters")
     note(f"transformers: AutoModelForCausalLM.from_pretrained({str(folder)!r})")
     lacks = mlx_lm_lacks(model.config, model_type)
     use = f"mlx_lm.generate --model {folder}" if lacks is None else f"would compute other logits, or none: it {lacks}"
