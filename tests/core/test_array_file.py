@@ -22,7 +22,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes past the limit then fail
 model = lmxlab.LanguageModel(llama_tiny())
 _, cache = model(mx.array([[1, 2, 3]]), cache=model.make_cache())
 mx.eval(model.parameters())
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, -1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (600, -1))
 root = Path(sys.argv[1])
 for write in (lambda: export_model(model, root / "model"), lambda: save_prompt_cache(root / "chat", cache, model)):
     try:

@@ -197,7 +197,7 @@ def test_a_crash_while_saving_leaves_the_old_adapter(tmp_path: Path, monkeypatch
         raise RuntimeError("disk full")
 
     monkeypatch.setattr(lora.mx, "save_safetensors", fail)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(OSError, match="Cannot write the arrays: disk full"):
         save_lora_adapters(tmp_path, tuned(seed=1))
     assert (tmp_path / "adapter.safetensors").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2

@@ -130,7 +130,7 @@ def test_saving_over_a_checkpoint_replaces_it(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
-@pytest.mark.parametrize("failing", ["_save_arrays", "_fingerprint"])
+@pytest.mark.parametrize("failing", ["write_arrays", "_fingerprint"])
 def test_an_error_while_saving_leaves_the_old_checkpoint(
     tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

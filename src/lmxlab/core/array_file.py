@@ -16,5 +16,5 @@ def write_arrays(file: Path | IO[bytes], arrays: dict[str, mx.array], metadata: 
     try:
         mx.save_safetensors(cast("str", target), arrays, metadata or {})
     except RuntimeError as error:
-        where = file if isinstance(file, Path) else file.name
+        where = file if isinstance(file, Path) else "the arrays"
         raise OSError(f"Cannot write {where}: {error}") from error
