@@ -70,7 +70,6 @@ def test_advantages_are_those_of_trl(trl: Any) -> None:
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 def test_a_policy_that_is_its_reference_with_equal_rewards_has_no_loss_and_no_gradient(loss_type: str) -> None:
-    """Exactly: 0.1 + 0.1 + 0.1 is not 3 x 0.1, and standardised that would be a signal."""
     model, twin = tiny(), tiny()
     rewards = mx.full((4,), 0.1)
     for ref_model in (twin, model):
@@ -152,6 +151,13 @@ def test_normalisers_weigh_completions_of_different_lengths_as_their_papers_say(
         options = {"loss_type": loss_type, "completion_mask": mask, "advantages": mx.array(advantages, mx.float32)}
         loss = grpo_loss(tiny(), None, PROMPTS, COMPLETIONS, REWARDS, 0.0, max_tokens=10, **options)
         assert float(loss) == pytest.approx(-value, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_equal_rewards_are_exactly_no_signal(scale: str) -> None:
+    """The float32 mean of equal numbers is not always that number: in some of these sizes it is not."""
+    for size in range(2, 40):
+        assert not group_advantages(mx.full((size,), 0.7), scale=scale).any(), size
 
 
 def test_advantages_stay_within_their_group() -> None:
