@@ -167,6 +167,18 @@ def test_training_learns_the_preference(adapters: bool, compiled: bool) -> None:
     assert after["eval_margin"] == pytest.approx(after["eval_chosen_reward"] - after["eval_rejected_reward"], rel=1e-4)
 
 
+def test_in_half_precision_a_reference_of_the_same_arithmetic_starts_without_a_margin() -> None:
+    model = tiny()
+    config = tiny_config(dtype="bfloat16")
+    margins = []
+    for dtype in ("bfloat16", "float32"):
+        scored = with_reference(preferences(), model, dtype=dtype)
+        trainer = Trainer(model, config, objective=DPO(beta=1.0))
+        margins.append(abs(trainer.evaluate(lambda: scored.in_order(4))["eval_margin"]))  # noqa: B023 (used at once)
+    assert margins[0] < 1e-5 < 1e-3 < margins[1]
+    assert all(leaf.dtype == mx.float32 for _, leaf in tree_flatten(model.parameters()))
+
+
 def test_a_resumed_run_is_the_one_that_never_stopped(tmp_path: Path) -> None:
     def trainer(steps: int) -> Trainer:
         config = tiny_config(max_steps=6, grad_accumulation_steps=2, lr_schedule="constant")

@@ -8,11 +8,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 from test_dpo import tiny
+from tiny_lm import tiny_config
 
 from lmxlab.core.lora import apply_lora
 from lmxlab.errors import UserError
+from lmxlab.training import Trainer
 from lmxlab.training.grpo import GRPO, group_advantages
 from lmxlab.training.logprobs import token_logprobs
 from lmxlab.training.rollouts import MOST_IDLE_ROUNDS, Rollouts
@@ -108,6 +110,32 @@ def test_the_reference_of_a_model_with_adapters_is_the_model_without_them() -> N
     tokens, mask, _, _, sampled, reference = next(rollouts(model))
     np.testing.assert_allclose(reference, token_logprobs(base, tokens) * mask, atol=1e-5)
     assert float(mx.abs(sampled - reference).max()) > 0.01
+
+
+def test_micro_batches_make_the_step_of_the_whole_round() -> None:
+    told, models = [], []
+    for parts in (1, 3):
+        model = tiny()
+        source = rollouts(model, batch_size=12 // parts)
+        config = tiny_config(max_steps=2, grad_accumulation_steps=parts)
+        told.append(Trainer(model, config, objective=GRPO()).train(source))
+        models.append(dict(tree_flatten(model.parameters())))
+        assert source.groups == 6
+    for whole, accumulated in zip(*told, strict=True):
+        for name in ("loss", "grad_norm", "mean_reward"):
+            assert accumulated[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-6)
+    assert all(mx.allclose(array, models[1][name], atol=1e-5) for name, array in models[0].items())
+
+
+def test_in_half_precision_policy_and_reference_are_computed_alike() -> None:
+    model = tiny()
+    config = tiny_config(dtype="bfloat16", max_steps=1)
+    kls = []
+    for dtype in ("bfloat16", "float32"):
+        batch = next(rollouts(model, dtype=dtype))
+        kls.append(Trainer(model, config, objective=GRPO()).evaluate([batch])["eval_kl"])
+    assert kls[0] < 1e-7 < 1e-6 < kls[1]
+    assert all(leaf.dtype == mx.float32 for _, leaf in tree_flatten(model.parameters()))
 
 
 class Cursor:

@@ -30,7 +30,8 @@ class PreferenceTask(ExampleTask):
 
     def batches(self, model: LanguageModel) -> PreferenceBatches:
         optim = self.spec.optim
-        return PreferenceBatches(with_reference(self._train, model), optim.batch_size, self.spec.seed)
+        scored = with_reference(self._train, model, dtype=optim.dtype)
+        return PreferenceBatches(scored, optim.batch_size, self.spec.seed)
 
     def objective(self, model: LanguageModel) -> DPO:
         return self._objective

@@ -63,6 +63,7 @@ class RolloutTask(ExampleTask):
             updates=method.updates,
             beta=method.beta,
             scale=method.scale_rewards,
+            dtype=optim.dtype,
             seed=self.spec.seed,
         )
         self._monitors.append(RolloutMonitor(rollouts))

@@ -11,8 +11,10 @@ import numpy as np
 
 from lmxlab.errors import UnknownNameError, UserError
 from lmxlab.models.base import LanguageModel
+from lmxlab.training.config import TrainConfig
 from lmxlab.training.logprobs import after_prompt, before_padding, reference_logprobs, token_logprobs
 from lmxlab.training.objective import Loss
+from lmxlab.training.step import Precision
 
 if TYPE_CHECKING:
     from lmxlab.data.preferences import Preferences
@@ -261,18 +263,22 @@ def dpo_loss(
     return total / counted
 
 
-def with_reference(preferences: "Preferences", ref_model: LanguageModel, batch_size: int = 16) -> "Preferences":
+def with_reference(
+    preferences: "Preferences", ref_model: LanguageModel, batch_size: int = 16, dtype: str = "float32"
+) -> "Preferences":
     """The pairs with the reference's log-probabilities, so that training holds no reference model.
 
     Args:
         ref_model: the reference: a model of its own, or the one that is to be trained, before it is. A model with
             adapters is taken without them.
+        dtype: of the arithmetic, as `TrainConfig.dtype` of the run: rounding is then alike on both sides of a ratio.
     """
     found = []
-    for chosen, rejected, chosen_mask, rejected_mask, *_ in preferences.in_order(batch_size):
-        tokens, mask = _together(chosen, rejected), _together(chosen_mask, rejected_mask)[:, 1:]
-        sums = (reference_logprobs(ref_model, ref_model, tokens) * mask).sum(axis=1)
-        found.append(np.array(sums).reshape(2, -1))
+    with Precision(TrainConfig(dtype=dtype)).computing(ref_model):
+        for chosen, rejected, chosen_mask, rejected_mask, *_ in preferences.in_order(batch_size):
+            tokens, mask = _together(chosen, rejected), _together(chosen_mask, rejected_mask)[:, 1:]
+            sums = (reference_logprobs(ref_model, ref_model, tokens) * mask).sum(axis=1)
+            found.append(np.array(sums).reshape(2, -1))
     return dataclasses.replace(preferences, reference=np.concatenate(found, axis=1))
 
 

@@ -12,10 +12,12 @@ import numpy as np
 from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.sampling import Keys
+from lmxlab.training.config import TrainConfig
 from lmxlab.training.events import Callback
 from lmxlab.training.grpo import group_advantages
 from lmxlab.training.logprobs import reference_logprobs
 from lmxlab.training.sampling import Completion, Prompt, Score, rewards_of, sample
+from lmxlab.training.step import Precision
 
 PAD_MULTIPLE = 32  # lengths that batches are padded to: each new one is compiled again
 MOST_IDLE_ROUNDS = 50  # in a row with nothing to train on, before a run gives up
@@ -49,6 +51,7 @@ class Rollouts:
         scale: of the rewards, see `group_advantages`.
         skip_flat: leaves groups out whose rewards are all equal, as DAPO does: then not even the penalty moves them.
         skip_unended: does not train on completions that came to no end (DAPO's overlong filtering).
+        dtype: of sampling and of the reference's pass, as `TrainConfig.dtype` of the run.
         seed: of the draws and orders; MLX's global random state is left alone.
 
     Attributes:
@@ -77,6 +80,7 @@ class Rollouts:
         scale: str = "group",
         skip_flat: bool = False,
         skip_unended: bool = False,
+        dtype: str = "float32",
         seed: int = 0,
     ):
         for name, value in (("prompts_per_round", prompts_per_round), ("max_tokens", max_tokens), ("updates", updates)):
@@ -90,6 +94,7 @@ class Rollouts:
         self.temperature, self.stop_tokens = temperature, tuple(stop_tokens)
         self.updates, self.batch_size, self.beta, self.scale = updates, batch_size, beta, scale
         self.skip_flat, self.skip_unended, self.seed = skip_flat, skip_unended, seed
+        self._precision = Precision(TrainConfig(dtype=dtype))
         self.told: dict[str, float] = {}
         self.flat_groups = self.groups = 0
         self.completions: list[Completion] = []
@@ -148,7 +153,8 @@ class Rollouts:
             keys = Keys(int(self._rng().integers(2**63)))
             repeated = [prompt for prompt in prompts for _ in range(self.group_size)]
             stop = {"stop_tokens": self.stop_tokens, "keys": keys}
-            self.completions = sample(self.model, repeated, self.max_tokens, self.temperature, **stop)  # type: ignore[arg-type]
+            with self._precision.computing(self.model):
+                self.completions = sample(self.model, repeated, self.max_tokens, self.temperature, **stop)  # type: ignore[arg-type]
             self.rewards = rewards_of(self.score, self.completions)
             self._pending, self._used = self._arrays(), 0
             if self._pending:
@@ -194,7 +200,9 @@ class Rollouts:
         tokens, mask, sampled = _padded([self.completions[i] for i in kept])
         reference = mx.zeros(sampled.shape)
         if self.beta:
-            reference = reference_logprobs(self.model, self.ref_model, tokens, self.temperature) * mask
+            with self._precision.computing(self.ref_model or self.model):
+                reference = reference_logprobs(self.model, self.ref_model, tokens, self.temperature) * mask
+                mx.eval(reference)
         rows = mx.array(kept)
         arrays = [tokens, mask, advantages[rows], rewards[rows], sampled, reference]
         mx.eval(arrays)
