@@ -22,6 +22,11 @@ def seeded() -> None:
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Nothing is read from or left in the user's ~/.cache."""
     folder = tmp_path_factory.mktemp("cache")
+    # But for the sandbox's interpreter: compiling it takes longer than most tests.
+    kept = Path(tempfile.gettempdir()) / f"lmxlab-tests-{os.getuid()}"
+    kept.mkdir(mode=0o700, exist_ok=True)
+    (folder / "lmxlab").mkdir()
+    (folder / "lmxlab" / "sandbox").symlink_to(kept)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
@@ -33,9 +38,3 @@ def cpu_forms_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     from lmxlab.core import kernels
 
     monkeypatch.setattr(kernels.switch, "FEWEST_ELEMENTS", 0)
-
-
-@pytest.fixture(scope="session")
-def sandbox_cache() -> Path:
-    """The compiled WASI interpreter, kept between test runs: compiling it takes longer than most tests."""
-    return Path(tempfile.gettempdir()) / f"lmxlab-tests-{os.getuid()}"

@@ -39,6 +39,12 @@ def test_a_python_example_with_lm_eval_runs(place, code, tmp_path):
     run_example(place, code, tmp_path)
 
 
+@pytest.mark.parametrize(("place", "code"), [pytest.param(*block, id=block[0]) for block in blocks("python sandbox")])
+def test_a_python_example_with_the_sandbox_runs(place, code, tmp_path):
+    pytest.importorskip("wasmtime")
+    run_example(place, code, tmp_path)
+
+
 def run_example(place, code, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{place}\n{done.stderr}"

@@ -7,7 +7,8 @@ import pytest
 from lmxlab.eval.confined import kernel
 from lmxlab.eval.interpreter import boot
 
-pytestmark = pytest.mark.skipif(not kernel.available(), reason="needs Linux with Landlock and seccomp")
+AVAILABLE = kernel.seccomp_available() and kernel.landlock_version()
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs Linux with Landlock and seccomp")
 
 
 def confined(by, code, tmp_path):

@@ -79,11 +79,6 @@ def seccomp_available() -> bool:
     return bool(status >= 0)
 
 
-def available() -> bool:
-    """Whether both can be had here."""
-    return landlock_version() > 0 and seccomp_available()
-
-
 def landlock(readable: Sequence[str]) -> None:
     """From now on no file can be opened but those below `readable`, for reading; no TCP, no signal to the outside."""
     version = landlock_version()

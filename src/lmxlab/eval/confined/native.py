@@ -15,7 +15,7 @@ def serve(server: Server, settings: dict[str, Any]) -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     # Addresses are reserved generously by numpy's BLAS; data is what is counted.
-    confine(settings["memory_mb"] + 128, 1 << 10, settings["readable"], server.kernel)
+    confine(settings["memory_mb"] + 128, 1 << 10, settings["readable"], settings["landlock"])
     frames, output = server.wait()
     os.dup2(frames, 0)
     os.dup2(frames, 1)

@@ -37,11 +37,10 @@ class Server:
 
     Args:
         control: the socket to the outside.
-        kernel: whether the kernel can confine what is forked.
     """
 
-    def __init__(self, control: socket.socket, kernel: bool):
-        self.control, self.kernel = control, kernel
+    def __init__(self, control: socket.socket):
+        self.control = control
 
     def wait(self) -> tuple[int, int]:
         """In a process of its own: the descriptors of its frames and of its output."""
@@ -67,7 +66,7 @@ class Server:
         limit(resource.RLIMIT_NPROC, 0)
         # Should nobody kill it in time: the default action of SIGALRM does, and nothing inside can change that.
         signal.setitimer(signal.ITIMER_REAL, limits["wall_s"])
-        if self.kernel:
+        if kernel.seccomp_available():
             kernel.compute_only()
         return fds[0], fds[1]
 
@@ -82,14 +81,14 @@ class Server:
         self.control.sendall(json.dumps(value).encode() + b"\n")
 
 
-def confine(memory_mb: int, reserved_mb: int, readable: Sequence[str], by_kernel: bool) -> None:
+def confine(memory_mb: int, reserved_mb: int, readable: Sequence[str] = (), landlock: bool = True) -> None:
     """Limits of this process and all its children, and another user if this is root.
 
     Args:
         memory_mb: of data.
         reserved_mb: of addresses that hold no data.
         readable: folders that stay readable; where that other user could not read them, this one stays.
-        by_kernel: forbid files and system calls as well.
+        landlock: forbid all other files, where the kernel can; else something around this process does.
     """
     limit(resource.RLIMIT_CORE, 0)
     limit(resource.RLIMIT_FSIZE, 0)
@@ -102,8 +101,9 @@ def confine(memory_mb: int, reserved_mb: int, readable: Sequence[str], by_kernel
             os.setgroups([])
             os.setgid(65534)
             os.setuid(65534)
-    if by_kernel:
+    if landlock and kernel.landlock_version():
         kernel.landlock(readable)
+    if kernel.seccomp_available():
         kernel.compute_only(serving=True)
 
 
@@ -120,7 +120,7 @@ def serve_wasi(server: Server, settings: dict[str, Any]) -> None:
 
     def begin() -> tuple[int, int]:
         # WebAssembly reserves 4 GiB of addresses and guards around them, which it does not use.
-        confine(settings["memory_mb"] + 512, 16 << 10, (), server.kernel)
+        confine(settings["memory_mb"] + 512, 16 << 10)
         return server.wait()
 
     imports = f"import {', '.join(COMMON)}\n"
@@ -136,8 +136,7 @@ def serve_wasi(server: Server, settings: dict[str, Any]) -> None:
 def main() -> None:
     """Started by lmxlab.eval.interpreter, with its settings as JSON."""
     settings = json.loads(sys.argv[1])
-    by_kernel = settings.get("kernel", True) and kernel.available()
-    server = Server(socket.socket(fileno=settings["control"]), by_kernel)
+    server = Server(socket.socket(fileno=settings["control"]))
     if settings["tier"] == "wasi":
         serve_wasi(server, settings)
     else:
