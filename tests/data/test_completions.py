@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lmxlab.data import CharTokenizer
-from lmxlab.data.completions import CompletionBatches, load_completions
+from lmxlab.data.completions import CompletionBatches, Example, load_completions
 from lmxlab.errors import UserError
 
 TOKENIZER = CharTokenizer("0123456789+=ab ", bos=True)
@@ -43,9 +43,11 @@ def test_completions_are_scored_to_their_end_and_prompts_are_not(tmp_path: Path)
     prompt, completion = found.examples[3]
     assert prompt == [END, *TOKENIZER.encode("3+1=")] and completion == [*TOKENIZER.encode("4"), END]
     x, y = (np.array(part) for part in CompletionBatches(found.examples, 7).batch(np.array([3])))
-    assert x.shape == y.shape == (1, 32)
-    assert x[0, :6].tolist() == [*prompt, completion[0]] and not x[0, 6:].any()
-    assert y[0].tolist() == [-100] * 4 + completion + [-100] * 26
+    assert x.shape == y.shape == (1, 6)
+    assert x[0].tolist() == [*prompt, completion[0]] and y[0].tolist() == [-100] * 4 + completion
+    longer = [*found.examples, Example(prompt, completion * 20)]
+    x, y = (np.array(part) for part in CompletionBatches(longer, 7).batch(np.array([3])))
+    assert x.shape == y.shape == (1, 32) and not x[0, 6:].any() and (y[0, 6:] == -100).all()
 
 
 def test_messages_become_text_by_the_template(tmp_path: Path) -> None:

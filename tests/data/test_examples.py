@@ -23,6 +23,6 @@ def test_a_side_is_cut_and_all_completions_keep_one_prompt(
     assert cut([1, 2, 3, 4], [[5, 6, 7], [8]], max_tokens, side) == expected
 
 
-@pytest.mark.parametrize(("longest", "length"), [(1, 32), (32, 32), (33, 64)])
-def test_lengths_are_few(longest: int, length: int) -> None:
-    assert padded_length(longest) == length
+@pytest.mark.parametrize(("longest", "length"), [(1, 32), (32, 32), (33, 64), (65, 80)])
+def test_lengths_are_few_and_none_longer_than_the_longest_example(longest: int, length: int) -> None:
+    assert padded_length(longest, most=80) == length

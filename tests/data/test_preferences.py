@@ -168,7 +168,7 @@ def test_a_batch_holds_tokens_masks_and_the_reference_of_its_pairs() -> None:
         np.array, next(PreferenceBatches(given, 4, seed=1))
     )
     assert chosen.shape == rejected.shape == chosen_mask.shape == rejected_mask.shape
-    assert chosen.shape[0] == 4 and chosen.shape[1] % 32 == 0
+    assert chosen.shape[0] == 4
     for i, number in enumerate(ref_chosen.astype(int)):
         pair = given.pairs[number]
         for tokens, mask, completion in (
@@ -179,6 +179,14 @@ def test_a_batch_holds_tokens_masks_and_the_reference_of_its_pairs() -> None:
             assert tokens[i, : len(whole)].tolist() == whole and not tokens[i, len(whole) :].any()
             assert np.flatnonzero(mask[i]).tolist() == list(range(2, len(whole)))
         assert ref_rejected[i] == number + 10
+
+
+def test_rows_are_as_wide_as_a_multiple_of_32_or_the_longest_of_all() -> None:
+    """Which may be as long as the model's context."""
+    lengths = {len(pair.prompt + max(pair[1:], key=len)) for pair in pairs(10).pairs}
+    assert min(lengths) < 32 < max(lengths) < 64
+    widths = {batch[0].shape[1] for batch in PreferenceBatches(pairs(10), 1).in_order()}
+    assert widths == {32, max(lengths)}
 
 
 def test_every_epoch_draws_each_pair_once_in_another_order() -> None:

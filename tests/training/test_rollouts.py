@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from tiny_lm import tiny_config
 
 from lmxlab.core.lora import apply_lora
 from lmxlab.errors import UserError
+from lmxlab.models.base import LanguageModel
+from lmxlab.models.gpt import gpt_config
 from lmxlab.training import Trainer
 from lmxlab.training.grpo import GRPO, group_advantages
 from lmxlab.training.logprobs import token_logprobs
@@ -51,6 +54,14 @@ def test_a_batch_holds_what_was_written_scored_and_compared() -> None:
     loss = GRPO()(model, tokens, mask, advantages, rewards, sampled, reference)
     assert float(loss.metrics["ratio"] / loss.counted) == pytest.approx(1, abs=1e-5)
     assert float(loss.metrics["kl"] / loss.counted) == pytest.approx(0, abs=1e-6)
+
+
+def test_padding_stays_within_the_positions_that_a_model_has() -> None:
+    mx.random.seed(0)
+    model = LanguageModel(gpt_config(vocab_size=32, d_model=16, n_heads=2, n_layers=1, d_ff=32, max_seq_len=11))
+    batch = next(rollouts(model))
+    assert batch[0].shape == (12, 12)  # the last token is not read
+    assert math.isfinite(float(GRPO()(model, *batch).total))
 
 
 def test_what_a_round_tells_is_measured_on_its_completions() -> None:

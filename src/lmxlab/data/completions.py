@@ -72,18 +72,19 @@ def load_completions(
 class CompletionBatches(ExampleBatches):
     """Batches (x, y) for the objective `next_token`: (B, T) int32, y -100 where a prompt or padding is next.
 
-    T is a multiple of 32.
+    T is a multiple of 32, or that of the longest example.
     """
 
     def __init__(self, examples: Sequence[Example], batch_size: int, seed: int = 0):
         self.examples = examples
         tokens = [token for example in examples for part in example for token in (*part, -1)]
+        self._most = max(len(example.prompt) + len(example.completion) for example in examples) - 1
         super().__init__(len(examples), tokens, batch_size, seed)
 
     def batch(self, which: np.ndarray) -> tuple[mx.array, mx.array]:
         chosen = [self.examples[i] for i in which]
         longest = max(len(example.prompt) + len(example.completion) for example in chosen)
-        x = np.zeros((len(chosen), padded_length(longest - 1)), np.int32)
+        x = np.zeros((len(chosen), padded_length(longest - 1, self._most)), np.int32)
         y = np.full(x.shape, -100, np.int32)
         for row, (prompt, completion) in enumerate(chosen):
             whole = prompt + completion

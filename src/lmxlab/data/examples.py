@@ -169,9 +169,9 @@ class ExampleBatches(ABC):
         return taken
 
 
-def padded_length(longest: int) -> int:
-    """The next multiple of PAD_MULTIPLE."""
-    return -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
+def padded_length(longest: int, most: int) -> int:
+    """The next multiple of PAD_MULTIPLE, but no more than `most`: the longest example may be as long as the context."""
+    return min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, most)
 
 
 def _templated(place: str, messages: list[Any], tokenizer: Any, open_turn: bool) -> str:

@@ -99,18 +99,19 @@ class PreferenceBatches(ExampleBatches):
     """The arrays that the objective `DPO` takes.
 
     chosen and rejected (B, T) int32 with zeros on the right, chosen_mask and rejected_mask (B, T) float32, 1 for the
-    tokens of completions, and with a reference its log-probabilities of both, (B,) float32. T is a multiple of 32.
+    tokens of completions, and with a reference its log-probabilities of both, (B,) float32. T is a multiple of 32,
+    or the length of the longest sequence of all.
     """
 
     def __init__(self, preferences: Preferences, batch_size: int, seed: int = 0):
         self.preferences = preferences
         tokens = [token for pair in preferences.pairs for part in pair for token in (*part, -1)]
+        self._most = _longest(preferences.pairs)
         super().__init__(len(preferences.pairs), tokens, batch_size, seed)
 
     def batch(self, which: np.ndarray) -> tuple[mx.array, ...]:
         pairs = [self.preferences.pairs[i] for i in which]
-        longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
-        tokens = np.zeros((2, len(pairs), padded_length(longest)), np.int32)
+        tokens = np.zeros((2, len(pairs), padded_length(_longest(pairs), self._most)), np.int32)
         masks = np.zeros(tokens.shape, np.float32)
         for i, pair in enumerate(pairs):
             start = len(pair.prompt)
@@ -121,6 +122,10 @@ class PreferenceBatches(ExampleBatches):
         reference = self.preferences.reference
         scored = () if reference is None else tuple(mx.array(side[which]) for side in reference)
         return mx.array(tokens[0]), mx.array(tokens[1]), mx.array(masks[0]), mx.array(masks[1]), *scored
+
+
+def _longest(pairs: Sequence[Pair]) -> int:
+    return max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
 
 
 def _preferences(

@@ -11,6 +11,7 @@ import numpy as np
 
 from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel
+from lmxlab.models.decoding import context_length
 from lmxlab.models.sampling import Keys
 from lmxlab.training.config import TrainConfig
 from lmxlab.training.events import Callback
@@ -197,7 +198,7 @@ class Rollouts:
         ]
         if not kept:
             return []
-        tokens, mask, sampled = _padded([self.completions[i] for i in kept])
+        tokens, mask, sampled = _padded([self.completions[i] for i in kept], context_length(self.model.config))
         reference = mx.zeros(sampled.shape)
         if self.beta:
             with self._precision.computing(self.ref_model or self.model):
@@ -239,10 +240,12 @@ def _prompt(given: Any) -> Prompt:
     return prompt._replace(tokens=tokens)
 
 
-def _padded(completions: list[Completion]) -> tuple[mx.array, mx.array, mx.array]:
+def _padded(completions: list[Completion], limit: int | None) -> tuple[mx.array, mx.array, mx.array]:
     """Tokens (B, T), and for the targets (B, T - 1) the mask and the log-probabilities; padding on the right."""
     longest = max(completion.prompt.size + completion.tokens.size for completion in completions)
     width = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
+    if limit is not None:  # positions may end there; the last token is not read
+        width = max(longest, min(width, limit + 1))
     tokens = np.zeros((len(completions), width), np.int32)
     mask, logprobs = (np.zeros((len(completions), width - 1), np.float32) for _ in range(2))
     for i, completion in enumerate(completions):
