@@ -29,7 +29,11 @@ def test_a_run_leaves_everything_about_it(cli: Cli, folder: Path) -> None:
     assert [row["step"] for row in rows if "val_bpb" in row] == [20, 40]
     assert rows[-1]["tokens"] == 40 * 4 * 16
     assert json.loads((run / "result.json").read_text())["val_bpb"] == entry["val_bpb"]
-    assert len(list((run / "samples").iterdir())) == 1 and "done" in (run / "run.log").read_text()
+    assert (
+        len(list((run / "samples").iterdir())) == 1
+        and (run / "curves.png").is_file()
+        and "done" in (run / "run.log").read_text()
+    )
     (logged,) = ExperimentLog(folder / "runs" / "results.jsonl").load()
     assert logged.val_bpb == entry["val_bpb"] and 2 < logged.val_bpb < 7
     assert logged.metrics["train_s"] > 0 and logged.metrics["eval_s"] > 0 and logged.metrics["compile_s"] > 0

@@ -23,6 +23,7 @@ from lmxlab.experiments.finetune import LoRAConfig
 from lmxlab.experiments.interrupt import Interrupted, stop_on_signals
 from lmxlab.experiments.methods import METHODS, MTP, Method
 from lmxlab.experiments.run import execute
+from lmxlab.experiments.run_picture import save_run_curves
 from lmxlab.experiments.spec import Budget, RunSpec
 from lmxlab.experiments.stored import read_result
 from lmxlab.experiments.tracking import ExperimentLog, LogEntry
@@ -171,6 +172,7 @@ def _command(base: TrainBase) -> Callable[..., int]:
             except UserError:
                 folder.remove_unused()  # refused before the first step
                 raise
+        save_run_curves(folder, learn.metric, folder.path / "curves.png")
         _report(entry, learn, folder, ledger, json)
         return 0
 
@@ -213,5 +215,6 @@ def _report(entry: LogEntry, method: Method, folder: RunFolder, ledger: Experime
     for line in str(entry.metrics.get("sample", "")).strip().splitlines():
         out(f"  {line}")
     out(f"\nrun      {folder.path}")
+    out(f"curves   {folder.path / 'curves.png'}")
     out(f"ledger   {ledger.path}")
     out(f"more     lmxlab generate {folder.path} --prompt ...")
