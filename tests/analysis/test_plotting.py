@@ -47,10 +47,10 @@ def test_layer_norms_are_bars_of_the_outputs() -> None:
 
 def test_an_attention_heatmap_has_a_row_for_each_query() -> None:
     maps = extract_attention_maps(LanguageModel(gpt_tiny()), TOKENS)
-    figure = plot_attention_heatmap(maps["layer_1"], ["a", "b", "\n", "d"], head=1, layer=1)
+    figure = plot_attention_heatmap(maps["layer_1"], ["a", " ", "\n", "d"], head=1, layer=1)
     axes = figure.axes[0]
     assert np.allclose(axes.get_images()[0].get_array(), maps["layer_1"][0, 1])
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", r"\n", "d"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "\N{OPEN BOX}", r"\n", "d"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("key", "query")
     assert axes.get_title() == "Attention, layer 1, head 1"
     with pytest.raises(UserError, match="the head 2"):

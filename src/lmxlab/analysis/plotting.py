@@ -96,7 +96,7 @@ def plot_heatmap(
         if names is not None and size <= MOST_LABELS:
             if len(names) != size:
                 raise UserError(f"{len(names)} names are given for {size} rows or columns: give one each")
-            axis.set_ticks(range(size), [repr(name)[1:-1] if not name.strip() else name for name in names])
+            axis.set_ticks(range(size), [_shown(name) for name in names])
         elif size <= 20:
             axis.set_ticks(range(size))
     if columns is not None and width <= MOST_LABELS:
@@ -130,6 +130,11 @@ def plot_gradient_flow(
     axes.set(title=title, xlabel="from the embedding to the head", ylabel="L2 norm of the gradient")
     axes.tick_params(axis="x", rotation=60)
     return figure
+
+
+def _shown(name: str) -> str:
+    """A token's text where white space would not be seen."""
+    return name if name.strip() else repr(name)[1:-1].replace(" ", "\N{OPEN BOX}")
 
 
 def _figure(width: float, height: float) -> "tuple[Figure, Axes]":

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,6 +13,7 @@ from lmxlab.analysis.activations import ActivationCapture, number
 from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel
 
+States = tuple[mx.array, mx.array]  # of a layer, (B, T, d_model) float32, and labels
 Examples = tuple[mx.array, mx.array]  # tokens and labels, both (B, T); a negative label is not scored
 
 
@@ -48,6 +50,13 @@ def train_probe(
     Raises:
         UserError: no such layer, another width, labels that the probe has no class for, or no batch at all.
     """
+    losses = _fit(probe, _states(model, _endless(data), layer, probe), steps, lr)
+    if not losses and steps:
+        raise UserError("The data for the probe holds no batch: give at least one of (tokens, labels).")
+    return losses
+
+
+def _fit(probe: LinearProbe, batches: Iterable[States], steps: int, lr: float) -> list[float]:
     optimizer = optim.Adam(learning_rate=lr, bias_correction=True)
 
     def loss(probe: LinearProbe, states: mx.array, labels: mx.array) -> mx.array:
@@ -57,15 +66,13 @@ def train_probe(
 
     step = nn.value_and_grad(probe, loss)
     losses: list[float] = []
-    for states, labels in _states(model, _endless(data), layer, probe):
+    for states, labels in batches:
         if len(losses) == steps:
             break
         value, gradients = step(probe, states, labels)
         optimizer.update(probe, gradients)
         mx.eval(probe.parameters(), optimizer.state, value)
-        losses.append(float(value.item()))
-    if not losses and steps:
-        raise UserError("The data for the probe holds no batch: give at least one of (tokens, labels).")
+        losses.append(number(value))
     return losses
 
 
@@ -77,10 +84,12 @@ def probe_accuracy(
     Raises:
         UserError: as train_probe, or no token to score.
     """
+    return _score(probe, islice(_states(model, iter(data), layer, probe), max_batches))
+
+
+def _score(probe: LinearProbe, batches: Iterable[States]) -> float:
     right = scored = 0
-    for count, (states, labels) in enumerate(_states(model, iter(data), layer, probe)):
-        if count == max_batches:
-            break
+    for states, labels in batches:
         guesses = probe(states).argmax(axis=-1)
         right += int(number(((guesses == labels) & (labels >= 0)).sum()))
         scored += int(number((labels >= 0).sum()))
@@ -130,6 +139,8 @@ def probe_layers(
         layers: their numbers; all of them if None.
         held_out: the share of rows, drawn by `seed`, that no probe is trained on and all are scored on.
 
+    A layer's outputs for all rows are held at a time, 4 N T d_model bytes.
+
     Raises:
         UserError: shapes that differ, or a share that leaves no row on one side.
     """
@@ -145,13 +156,22 @@ def probe_layers(
     results = []
     for layer in range(len(model.blocks)) if layers is None else layers:
         accuracies = []
+        start = LinearProbe(model.config.block.d_model, n_classes)
+        # The layer is computed once for all steps of both probes.
+        states = [
+            [found for found, _ in _states(model, iter(_batches(tokens, labels, rows, batch_size)), layer, start)]
+            for rows in (train, test)
+        ]
+        mx.eval(states)
         for target in (labels, controls):
             probe = LinearProbe(model.config.block.d_model, n_classes)
             probe.linear.update({name: mx.zeros_like(array) for name, array in probe.linear.items()})
-            train_probe(model, _batches(tokens, target, train, batch_size), layer, probe, steps, lr)
-            accuracies.append(
-                probe_accuracy(model, _batches(tokens, target, test, batch_size), layer, probe, len(test))
+            fitted, scored = (
+                [(found, y) for found, (_, y) in zip(part, _batches(tokens, target, rows, batch_size), strict=True)]
+                for part, rows in zip(states, (train, test), strict=True)
             )
+            _fit(probe, _endless(fitted), steps, lr)
+            accuracies.append(_score(probe, scored))
         results.append(ProbeResult(layer, accuracies[0], accuracies[1], by_majority))
     return results
 
