@@ -67,7 +67,9 @@ def create_optimizer(config: TrainConfig) -> optim.Optimizer:
             iteration=config.muon_iteration,
             cautious=config.cautious_decay,
         )
-        return _groups({config.optimizer: matrices, "adamw": _adamw(config, create_schedule(config), config.weight_decay)})
+        return _groups(
+            {config.optimizer: matrices, "adamw": _adamw(config, create_schedule(config), config.weight_decay)}
+        )
     build = _BUILDERS.get(config.optimizer)
     if build is None:
         raise UnknownNameError("optimizer", config.optimizer, OPTIMIZERS)
