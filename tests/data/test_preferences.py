@@ -82,6 +82,10 @@ def test_messages_go_through_the_template_of_a_hugging_face_tokenizer(tmp_path: 
     fast.save_pretrained(tmp_path / "some")
     (pair,) = make_preferences([row], HFTokenizer(str(tmp_path / "some"))).pairs
     assert pair == Pair([0, 3, 2, 1], [4, 2], [5, 2])
+    fast.chat_template = "{{ raise_exception('a system message comes first') }}"
+    fast.save_pretrained(tmp_path / "strict")
+    with pytest.raises(UserError, match="row 0: the chat template of .* refuses .* a system message comes first"):
+        make_preferences([row], HFTokenizer(str(tmp_path / "strict")))
 
 
 @pytest.mark.parametrize(

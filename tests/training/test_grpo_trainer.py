@@ -10,6 +10,7 @@ import mlx.optimizers as optim
 import pytest
 from mlx.utils import tree_flatten
 from test_dpo import tiny
+from test_sampling import Letters
 
 from lmxlab.core.lora import apply_lora
 from lmxlab.errors import UserError
@@ -86,6 +87,21 @@ def test_adapters_alone_move_and_their_base_is_the_reference() -> None:
     moved = {name for name in before if not mx.array_equal(before[name], after[name])}
     assert moved and all("lora_" in name for name in moved)
     assert history[-1]["kl"] > 1e-4 and history[-1]["learning_rate"] == pytest.approx(2e-2)
+
+
+def test_with_a_tokenizer_the_reward_is_of_texts() -> None:
+    seen = set()
+
+    def reward(prompt: str, text: str) -> float:
+        seen.add(prompt)
+        return float("I" in text)
+
+    settings = config(stop_tokens=(5, 6))
+    trainer = GRPOTrainer(tiny(), tiny(), settings, reward, tokenizer=Letters())
+    (metrics,) = trainer.train(PROMPTS, 1)
+    assert seen == {"CDE", "GH", "HIAB"} and trainer.rollouts is not None
+    written = [completion.tokens.tolist() for completion in trainer.rollouts.completions]
+    assert metrics["mean_reward"] == pytest.approx(sum(9 in tokens for tokens in written) / len(written))
 
 
 def test_the_reference_does_not_move() -> None:

@@ -16,7 +16,7 @@ from lmxlab.training.config import TrainConfig
 from lmxlab.training.events import Callback
 from lmxlab.training.grpo import GRPO, SCALES
 from lmxlab.training.rollouts import RolloutMonitor, Rollouts, check_group
-from lmxlab.training.sampling import Completion, Prompt, token_reward
+from lmxlab.training.sampling import Completion, Decodes, Prompt, text_reward, token_reward
 from lmxlab.training.trainer import Trainer
 
 __all__ = ["Completion", "GRPOConfig", "GRPOTrainer", "Prompt", "RolloutMonitor", "Rollouts"]
@@ -101,9 +101,11 @@ class GRPOTrainer:
         ref_model: the reference. The model itself is its own reference with its adapters off; without adapters the
             reference moves along, and the penalty is 0. None: the model's adapters off.
         config: settings.
-        reward_fn: of the prompt (L,) and of the whole sequence (L + n,), each 1-D; larger is better.
+        reward_fn: of the prompt (L,) and of the whole sequence (L + n,), each 1-D; with a tokenizer, of the prompt's
+            text and of the completion's. Larger is better.
         optimizer: default AdamW at config.learning_rate without decay.
         callbacks: told of begin (with None), steps and end.
+        tokenizer: for a reward_fn of texts.
 
     Attributes: model, config, trainer, rollouts (None before training).
     """
@@ -113,12 +115,15 @@ class GRPOTrainer:
         model: LanguageModel,
         ref_model: LanguageModel | None,
         config: GRPOConfig,
-        reward_fn: Callable[[mx.array, mx.array], float],
+        reward_fn: Callable[[mx.array, mx.array], float] | Callable[[str, str], float],
         optimizer: optim.Optimizer | None = None,
         callbacks: list[Callback] | None = None,
+        *,
+        tokenizer: Decodes | None = None,
     ):
         self.model, self.ref_model, self.config = model, ref_model, config
-        self.score = token_reward(reward_fn)
+        reward: Any = reward_fn
+        self.score = token_reward(reward) if tokenizer is None else text_reward(reward, tokenizer)
         self.rollouts: Rollouts | None = None
         self.trainer: Trainer = _Loop(model, config.train_config(1), optimizer, callbacks, objective=config.objective())
 
