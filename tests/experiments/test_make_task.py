@@ -124,7 +124,7 @@ def test_grpo_raises_the_reward_of_a_model_that_half_knows(folder: Path, tmp_pat
     spec = spec_of(folder, method, 30, optim=optim, pretrained=str(tmp_path / "young"))
     entry = execute(spec, RunFolder(tmp_path / "run"))
     rewards = [row["mean_reward"] for row in RunFolder(tmp_path / "run").read_metrics() if "mean_reward" in row]
-    assert len(rewards) == 30 and entry.value("val_reward") is not None
+    assert len(rewards) == 30 and entry.value("val_mean_reward") is not None
     assert sum(rewards[-10:]) > 1.5 * sum(rewards[:10])
 
 

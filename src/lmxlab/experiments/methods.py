@@ -84,7 +84,7 @@ class GRPO(Method):
     """
 
     name = "grpo"
-    metric = "val_reward"
+    metric = "val_mean_reward"
     of_text = False
     learning_rate = 1e-4
 

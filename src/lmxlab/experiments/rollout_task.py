@@ -82,7 +82,7 @@ class RolloutTask(ExampleTask):
             prompts = self._held[: limits[extent]]
             options = {"stop_tokens": self._stop, "batch_size": self.eval_rows}
             reward = mean_reward(model, prompts, self.reward, self._method.max_gen_tokens, **options)  # type: ignore[arg-type]
-            return {"val_reward": reward, "val_prompts": len(prompts)}
+            return {"val_mean_reward": reward, "scored_prompts": len(prompts)}
 
         return scored
 

@@ -7,7 +7,18 @@ from typing import Any
 from lmxlab.training.run_folder import RunFolder
 
 # Told with every step, but no curve that anybody would read.
-NO_CURVE = ("step", "tokens", "flops", "train_s", "grad_norm", "loss", "val_loss", "learning_rate", "scored_tokens")
+NO_CURVE = (
+    "step",
+    "tokens",
+    "flops",
+    "train_s",
+    "grad_norm",
+    "loss",
+    "val_loss",
+    "learning_rate",
+    "scored_tokens",
+    "scored_prompts",
+)
 MOST_PANELS = 6
 
 
@@ -30,6 +41,7 @@ def save_run_curves(folder: RunFolder, metric: str, path: Path) -> Path | None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     columns = min(3, len(drawn))
     n_rows = math.ceil(len(drawn) / columns)
@@ -42,6 +54,7 @@ def save_run_curves(folder: RunFolder, metric: str, path: Path) -> Path | None:
             place.plot(*zip(*points, strict=True), label=label, **dots)
         place.set_title(panel.replace("_", " "), fontsize=10)
         place.set_xlabel("step")
+        place.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         place.grid(alpha=0.25)
         place.spines[["top", "right"]].set_visible(False)
         place.legend(frameon=False, fontsize=8)
