@@ -43,7 +43,7 @@ def test_bad_arguments_exit_2_with_advice(cli, arguments: tuple[str, ...]) -> No
     assert done.code == 2 and done.err and "help" in done.err
 
 
-COMMANDS = "compare train generate eval export data log list info count bench doctor mup-check".split()
+COMMANDS = "compare train generate eval judge export data log list info count bench doctor mup-check".split()
 
 
 @pytest.mark.parametrize(

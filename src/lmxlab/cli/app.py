@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": ("generate", "Continue a text with a trained model."),
     "export": ("export", "Write a trained model as a folder that transformers and mlx-lm load."),
     "eval": ("eval", "Score a trained model on its validation split, or on tasks of lm-eval."),
+    "judge": ("judge", "Run programs that a model wrote in a sandbox, and tell how many pass their tests."),
     "data": ("data", "Prepare a dataset, or look at one."),
     "log": ("log", "The ledger of finished runs: list, show, best, tail."),
     "list": ("models", "The architectures, their parts and presets."),

