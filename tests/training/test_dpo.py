@@ -211,6 +211,7 @@ class Until:
         ({"loss_type": "sigmoidal"}, "Unknown DPO loss 'sigmoidal'; did you mean 'sigmoid'"),
         ({"divergence": "backward"}, "Unknown divergence"),
         ({"beta": 0.0}, "beta is 0.0"),
+        ({"nll_weight": -1.0}, "nll_weight is -1.0"),
         ({"label_smoothing": 0.5}, "below 0.5"),
         ({"label_smoothing": 0.1, "loss_type": "hinge"}, "ignored by hinge"),
         ({"loss_type": "exo_pair"}, "exo_pair needs"),

@@ -35,6 +35,7 @@ DPO_CASES: dict[str, tuple[float, dict[str, Any]]] = {
     "discopop": (0.1, {}),
     "sigmoid forward_kl": (0.05, {"divergence": "forward_kl"}),
     "sigmoid js": (0.3, {"divergence": "js"}),
+    "sigmoid nll": (0.3, {"nll_weight": 0.4}),
 }
 GRPO_CASES: dict[str, dict[str, Any]] = {
     "grpo": {},
@@ -120,18 +121,29 @@ def run_dpo(policy: Any, reference: Any, batches: dict[str, np.ndarray]) -> dict
     for case, (beta, options) in DPO_CASES.items():
         kind = {"forward_kl": "forward_kl", "js": "js_divergence"}.get(options.get("divergence", ""), "reverse_kl")
         trainer = SimpleNamespace(
-            **{"model": policy, "ref_model": reference, "beta": beta, "loss_types": [case.split()[0]]},
-            **{"loss_weights": [1.0], "label_smoothing": options.get("label_smoothing", 0.0), "ld_alpha": None},
+            **{"model": policy, "ref_model": reference, "beta": beta, "loss_types": [case.split()[0], "sft"]},
+            **{
+                "loss_weights": [1.0, options.get("nll_weight", 0.0)],
+                "label_smoothing": options.get("label_smoothing", 0.0),
+                "ld_alpha": None,
+            },
             **{"f_divergence_type": kind, "aux_loss_enabled": False, "use_weighting": False, "_tp_size": 1},
             **{"precompute_ref_logps": False, "accelerator": alone(), "_total_train_tokens": 0},
             args=SimpleNamespace(discopop_tau=0.05, gradient_checkpointing_kwargs=None),
             _metrics={mode: defaultdict(list) for mode in ("train", "eval")},
         )
-        results[f"dpo {case}"] = gradients(policy, DPOTrainer._compute_loss(trainer, policy, inputs, False))
+        n_pairs = len(tokens) // 2
+        # The mean over tokens of TRL's "sft" is that of a completion only where the batch is one pair.
+        parts = [[i, i + n_pairs] for i in range(n_pairs)] if "nll_weight" in options else [slice(None)]
+        losses = [
+            DPOTrainer._compute_loss(trainer, policy, {name: array[part] for name, array in inputs.items()}, False)
+            for part in parts
+        ]
+        results[f"dpo {case}"] = gradients(policy, sum(losses) / len(losses))
         told = trainer._metrics["eval"]
         for ours, theirs in (("chosen_reward", "chosen"), ("rejected_reward", "rejected")):
-            results[f"dpo {case}"][ours] = np.array(told[f"rewards/{theirs}"][0])
-        results[f"dpo {case}"]["accuracy"] = np.array(told["rewards/accuracies"][0])
+            results[f"dpo {case}"][ours] = np.mean(told[f"rewards/{theirs}"])
+        results[f"dpo {case}"]["accuracy"] = np.mean(told["rewards/accuracies"])
     return results
 
 

@@ -152,6 +152,7 @@ class DPO:
         loss_type: as above.
         label_smoothing: share of pairs believed to be the wrong way round, for sigmoid, robust and exo_pair.
         divergence: reverse_kl; forward_kl or js instead, for losses of d (2309.16240).
+        nll_weight: of the chosen completion's cross-entropy per token, added to keep it likely (2404.19733).
         ref_model: scores batches without reference log-probabilities; see `logprobs.reference_logprobs`.
     """
 
@@ -159,6 +160,7 @@ class DPO:
     loss_type: str = "sigmoid"
     label_smoothing: float = 0.0
     divergence: str = "reverse_kl"
+    nll_weight: float = 0.0
     ref_model: LanguageModel | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -168,6 +170,8 @@ class DPO:
             raise UnknownNameError("divergence", self.divergence, DIVERGENCES)
         if not 0 < self.beta < math.inf:
             raise UserError(f"beta is {self.beta}; it must be a number above 0, such as 0.1.")
+        if not 0 <= self.nll_weight < math.inf:
+            raise UserError(f"nll_weight is {self.nll_weight}; it must be a number of 0 or more.")
         if not 0 <= self.label_smoothing < 0.5:
             raise UserError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 0.5.")
         if self.label_smoothing and self.loss_type not in SMOOTHED:
@@ -202,6 +206,8 @@ class DPO:
         score = DIVERGENCES[self.divergence]
         pairs = Pairs(*ratios, *lengths, *map(score, ratios))
         losses = LOSSES[self.loss_type](pairs, self.beta, self.label_smoothing)
+        if self.nll_weight:
+            losses = losses - self.nll_weight * mx.split(sums, 2)[0] / pairs.chosen_tokens
         rewards = [self.beta * mx.stop_gradient(ratio) for ratio in ratios]
         logprobs = [mx.stop_gradient(part) for part in mx.split(sums, 2)]
         margins = rewards[0] - rewards[1]
@@ -229,6 +235,7 @@ def dpo_loss(
     loss_type: str = "sigmoid",
     label_smoothing: float = 0.0,
     divergence: str = "reverse_kl",
+    nll_weight: float = 0.0,
 ) -> mx.array:
     """The mean loss over pairs, a float32 scalar; see `DPO` for the formulas.
 
@@ -258,7 +265,7 @@ def dpo_loss(
         elif mask.shape != tokens.shape:
             raise UserError(f"A mask is {mask.shape}, its tokens {tokens.shape}: each token needs its own entry.")
         masks.append(mask.astype(mx.float32))
-    objective = DPO(beta, loss_type, label_smoothing, divergence, ref_model)
+    objective = DPO(beta, loss_type, label_smoothing, divergence, nll_weight, ref_model)
     total, counted, _ = objective(model, chosen, rejected, *masks, *(reference or ()))
     return total / counted
 
