@@ -10,11 +10,9 @@ from lmxlab.core import kernels
 from lmxlab.core.recompute import recompute
 from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel, evaluating
-from lmxlab.training.divergence import check_divergence, divergence, log_probabilities
+from lmxlab.training.divergence import check_divergence, coarse_divergence, divergence
 from lmxlab.training.objective import Loss, scored_sum
 from lmxlab.training.teacher_targets import TAILS, TeacherTargets, coarse
-
-CHUNK_LOGITS = 1 << 22  # logits of either model that are held at once
 
 
 def soft_target_loss(student_logits: mx.array, teacher_logits: mx.array, temperature: float = 4.0) -> mx.array:
@@ -32,9 +30,8 @@ def soft_target_loss(student_logits: mx.array, teacher_logits: mx.array, tempera
     check_divergence("forward", temperature, 0.5)
     if student_logits.shape[-1] != teacher_logits.shape[-1]:
         raise UserError(_vocabularies(student_logits.shape[-1], teacher_logits.shape[-1]))
-    q = log_probabilities(student_logits, temperature)
-    p = log_probabilities(mx.stop_gradient(teacher_logits), temperature)
-    return temperature**2 * divergence(q, p).mean()
+    ours, theirs = (logits.reshape(-1, logits.shape[-1]) for logits in (student_logits, teacher_logits))
+    return temperature**2 * divergence(ours, theirs, temperature=temperature).mean()
 
 
 def distillation_loss(
@@ -64,8 +61,8 @@ class Distillation:
     """Objective alpha T^2 D(teacher, student) + (1 - alpha) CE, on batches (x, y): tokens and next tokens, (B, T).
 
     Positions whose y is negative count for neither. Metrics: `ce_loss`, and `kd_loss`, which is T^2 D. The teacher runs
-    without dropout and gets no gradient. No more than a chunk of the logits of either model is held; the backward pass
-    computes them again.
+    without dropout and gets no gradient. Logits of both models are computed chunk by chunk, and again in the backward
+    pass.
 
     Args:
         teacher: a model, or targets that one has left on disk; batches are then those of the targets.
@@ -126,14 +123,11 @@ class Distillation:
 
     def _to_model(self, logits: mx.array, states: mx.array) -> mx.array:
         assert isinstance(self.teacher, LanguageModel)
-        theirs = mx.stop_gradient(self.teacher.logits(states))
-        ours = log_probabilities(logits, self.temperature)
-        return divergence(ours, log_probabilities(theirs, self.temperature), self.kind, self.beta)
+        return divergence(logits, self.teacher.logits(states), self.kind, self.temperature, self.beta)
 
     def _to_targets(self, logits: mx.array, indices: mx.array, values: mx.array, rest: mx.array) -> mx.array:
-        ours = log_probabilities(logits, self.temperature)
-        ours, theirs = coarse(ours, indices, values, rest, self.temperature, self.tail)
-        return divergence(ours, theirs, self.kind, self.beta)
+        ours, theirs = coarse(logits, indices, values, rest, self.temperature, self.tail)
+        return coarse_divergence(ours, theirs, self.kind, self.beta)
 
 
 def teacher_states(teacher: LanguageModel, x: mx.array) -> mx.array:
@@ -162,7 +156,7 @@ def chunked(
         logits = model.logits(rows)
         return mx.stack([distance(logits, *map(mx.stop_gradient, given)), kernels.cross_entropy(logits, labels)])
 
-    size = max(1, CHUNK_LOGITS // model.config.vocab_size)
+    size = kernels.rows_at_once(model.config.vocab_size)
     parts: list[mx.array] = []
     for start in range(0, len(labels), size):
         rows, *others = (a[start : start + size] for a in (hidden, labels, *given))

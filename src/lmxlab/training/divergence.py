@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 
+from lmxlab.core import kernels
 from lmxlab.errors import UnknownNameError, UserError
 
 KINDS = ("forward", "reverse", "jsd")
@@ -17,20 +18,24 @@ def check_divergence(kind: str, temperature: float, beta: float) -> None:
         raise UserError(f"beta is {beta}: it must lie between 0 and 1; its ends are the kinds forward and reverse")
 
 
-def log_probabilities(logits: mx.array, temperature: float = 1.0) -> mx.array:
-    """log softmax(logits / temperature) over the last axis, in float32."""
-    scaled = logits.astype(mx.float32) / temperature
-    return scaled - mx.logsumexp(scaled, axis=-1, keepdims=True)
-
-
-def divergence(student: mx.array, teacher: mx.array, kind: str = "forward", beta: float = 0.5) -> mx.array:
-    """Between distributions q (the student's) and p (the teacher's), given as log-probabilities (..., V) -> (...).
+def divergence(
+    student: mx.array, teacher: mx.array, kind: str = "forward", temperature: float = 1.0, beta: float = 0.5
+) -> mx.array:
+    """Between q = softmax(student / T) and p = softmax(teacher / T), logits (N, V) -> (N,) float32.
 
     | kind | | |
     |---|---|---|
     | forward | KL(p, q) = sum p log(p / q) | q must cover all that p does (1503.02531) |
     | reverse | KL(q, p) | q may leave out what p does, and is drawn to its peaks (2306.08543) |
     | jsd | beta KL(p, m) + (1 - beta) KL(q, m), m = beta p + (1 - beta) q | between both (2306.13649, equation 1) |
+
+    The teacher gets no gradient.
+    """
+    return kernels.divergence(student / temperature, teacher / temperature, kind, beta)
+
+
+def coarse_divergence(student: mx.array, teacher: mx.array, kind: str = "forward", beta: float = 0.5) -> mx.array:
+    """As `divergence`, of log-probabilities over few outcomes, (..., K) -> (...).
 
     An outcome of probability 0 (log-probability -inf) adds nothing to a sum that it weighs.
     """

@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from lmxlab.core import kernels
 from lmxlab.errors import UserError
 from lmxlab.files import atomic_write, to_json
 from lmxlab.models.base import LanguageModel, check_tokens, evaluating
@@ -178,20 +179,18 @@ def coarse(
     student equal to the teacher does not meet. Where all tokens are named there is no other outcome.
 
     Args:
-        student: log-probabilities (N, V) at the temperature.
+        student: logits (N, V).
         indices, values, rest: (N, k), (N, k), (N,), as `largest` makes them.
 
     Returns:
         Two of (N, k + 1), or (N, V).
     """
-    named = mx.take_along_axis(student, indices, axis=-1)
     teacher = values / temperature
     if indices.shape[-1] < student.shape[-1]:
-        others = mx.put_along_axis(student, indices, mx.array(-mx.inf), axis=-1)
-        named = mx.concatenate([named, mx.logsumexp(others, axis=-1, keepdims=True)], axis=-1)
         left = rest[:, None] if tail == "rest" else mx.full((len(rest), 1), -mx.inf)
         teacher = mx.concatenate([teacher, left], axis=-1)
-    return named, teacher - mx.logsumexp(teacher, axis=-1, keepdims=True)
+    ours = kernels.coarse_log_softmax(student / temperature, indices)
+    return ours, teacher - mx.logsumexp(teacher, axis=-1, keepdims=True)
 
 
 def _compressed(x: mx.array, y: mx.array, indices: mx.array, values: mx.array, rest: mx.array, dtype: str) -> bytes:

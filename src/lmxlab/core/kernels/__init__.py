@@ -11,13 +11,16 @@ One switch: `exact(True)`, or LMXLAB_EXACT=1 in the environment, gives MLX's own
 
 from lmxlab.core.kernels.activations import exp_neg, gelu, gelu_tanh, silu, swiglu
 from lmxlab.core.kernels.attention import attention, softmax
+from lmxlab.core.kernels.divergence import coarse_log_softmax, divergence
 from lmxlab.core.kernels.layers import layer_norm, linear, rms_norm
-from lmxlab.core.kernels.losses import cross_entropy, linear_cross_entropy
+from lmxlab.core.kernels.losses import cross_entropy, linear_cross_entropy, rows_at_once
 from lmxlab.core.kernels.switch import exact, is_fast
 
 __all__ = [
     "attention",
+    "coarse_log_softmax",
     "cross_entropy",
+    "divergence",
     "exact",
     "exp_neg",
     "gelu",
@@ -27,6 +30,7 @@ __all__ = [
     "linear",
     "linear_cross_entropy",
     "rms_norm",
+    "rows_at_once",
     "silu",
     "softmax",
     "swiglu",

@@ -9,7 +9,7 @@ import mlx.core as mx
 from lmxlab.core.kernels.attention import exponentials
 from lmxlab.core.kernels.passes import fence, spread, with_vjp
 
-_CHUNK_LOGITS = 1 << 21  # logits held at once by linear_cross_entropy on a CPU: 8 MiB
+_CHUNK_LOGITS = 1 << 21  # logits held at once on a CPU: 8 MiB
 _CHUNK_LOGITS_GPU = 1 << 27
 
 
@@ -33,9 +33,13 @@ def linear_cross_entropy(hidden: mx.array, weight: mx.array, targets: mx.array) 
         (...) float32.
     """
     rows, labels = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    return _linear_cross_entropy(rows_at_once(weight.shape[0]))(rows, weight, labels).reshape(targets.shape)
+
+
+def rows_at_once(vocab_size: int) -> int:
+    """How many rows of logits a chunk has."""
     budget = _CHUNK_LOGITS if mx.default_device() == mx.cpu else _CHUNK_LOGITS_GPU
-    size = max(1, budget // weight.shape[0])
-    return _linear_cross_entropy(size)(rows, weight, labels).reshape(targets.shape)
+    return max(1, budget // vocab_size)
 
 
 def _cross_entropy_forward(logits: mx.array, targets: mx.array) -> mx.array:
