@@ -39,6 +39,9 @@ def test_a_method_and_a_model_are_named_by_flags(cli: Cli, pairs: Path) -> None:
     spec = spec_of(pairs)
     assert spec.method.name == "dpo" and vars(spec.method)["beta"] == 0.3
     assert spec.name == "glassllm" and spec.data.tokenizer == "glassllm" and spec.optim.learning_rate == 1e-4
+    scored = cli("eval", only_folder(pairs), "--json")
+    assert scored.code == 0 and 0 <= json.loads(scored.out)["val_accuracy"] <= 1, scored.err
+    assert cli("eval", only_folder(pairs), "--max-tokens", "9").code == 2
     again = cli("train", "--resume", only_folder(pairs))
     assert again.code == 0 and "has ended already" in again.err
 

@@ -17,7 +17,7 @@ from lmxlab.experiments.loaded import base_tokenizer
 from lmxlab.experiments.make_task import make_task
 from lmxlab.experiments.methods import DPO, GRPO, MTP, SFT, Distill, Method
 from lmxlab.experiments.recorder import Observer
-from lmxlab.experiments.run import execute
+from lmxlab.experiments.run import execute, score_run
 from lmxlab.experiments.spec import RunSpec
 from lmxlab.experiments.stored import load_model
 from lmxlab.models.llama import llama_config
@@ -105,6 +105,7 @@ def test_a_method_resumes_where_it_was_interrupted_bit_for_bit(name: str, folder
     metric = spec.method.metric
     assert straight.value(metric) is not None and resumed.value(metric) == straight.value(metric)
     assert resumed.metrics["curve"] == straight.metrics["curve"]
+    assert score_run(RunFolder(tmp_path / "again"))[metric] == pytest.approx(straight.value(metric), abs=1e-6)
     weights = [load_model(RunFolder(tmp_path / which))[1].embed.weight for which in ("straight", "again")]
     assert mx.array_equal(*weights)
 

@@ -14,9 +14,11 @@ from lmxlab.data import check_vocabulary, eval_batches, prepare
 from lmxlab.errors import UserError
 from lmxlab.eval.score import Scorer
 from lmxlab.experiments.loaded import Loaded, is_pretrained, pretrained, trained
-from lmxlab.experiments.stored import check_same_data, load_model, read_result
+from lmxlab.experiments.run import score_run
+from lmxlab.experiments.stored import check_same_data, load_model, read_result, read_spec
 from lmxlab.experiments.task import EVAL_ROWS
 from lmxlab.files import atomic_write, to_json
+from lmxlab.training.run_folder import RunFolder
 
 
 def register(app: SubcommandApp, arguments: list[str]) -> None:
@@ -72,9 +74,12 @@ def evaluate(
 
 def _validation_split(run: str, runs: Path, max_tokens: int | None, json: bool) -> None:
     folder = find_run(run, runs)
-    spec, model = load_model(folder)
     if read_result(folder) is None:
         note(f"note: {folder.path} has not ended: this scores its last checkpoint.")
+    if not read_spec(folder).method.of_text:
+        _held_out_examples(folder, max_tokens, json)
+        return
+    spec, model = load_model(folder)
     prepared = prepare(spec.data)
     check_same_data(folder, prepared.hash)
     check_vocabulary(prepared.tokenizer, spec.model.vocab_size)
@@ -99,6 +104,18 @@ def _validation_split(run: str, runs: Path, max_tokens: int | None, json: bool) 
     out(f"perplexity  {result.perplexity:.3f} per token")
     out(f"val_bpb     {result.val_bpb:.4f} bits per byte")
     out(f"scored      {result.tokens:,} tokens, {result.bytes:,} bytes, in {duration(seconds)}")
+
+
+def _held_out_examples(folder: RunFolder, max_tokens: int | None, json: bool) -> None:
+    """The scores that the run's method is judged by, on the examples that it held out."""
+    if max_tokens is not None:
+        raise UserError("--max-tokens is for runs on a text; this one is scored on all of its held-out examples.")
+    scores = score_run(folder)
+    if json:
+        out_json({"run": str(folder.path), **scores})
+        return
+    for name, value in scores.items():
+        out(f"{name:<12} {number(value)}")
 
 
 def _tasks(run: str, runs: Path, names: list[str], options: dict[str, Any], json: bool) -> None:

@@ -26,11 +26,12 @@ from lmxlab.experiments.make_task import make_task
 from lmxlab.experiments.provenance import environment, git_commit
 from lmxlab.experiments.recorder import Clock, Observer, Recorder
 from lmxlab.experiments.spec import RunSpec
-from lmxlab.experiments.stored import check_same_run, read_result
+from lmxlab.experiments.stored import check_same_data, check_same_run, read_result, read_spec
 from lmxlab.experiments.task import Task
 from lmxlab.experiments.tracking import MEASUREMENTS, ExperimentLog, LogEntry
 from lmxlab.files import atomic_write, to_json
 from lmxlab.models.base import LanguageModel
+from lmxlab.training.checkpoints import load_checkpoint
 from lmxlab.training.expert_load import ExpertLoadMonitor
 from lmxlab.training.run_folder import RunFolder
 from lmxlab.training.trainer import NonFiniteLoss, Trainer
@@ -161,6 +162,24 @@ def _train(
     logger.info("done: %s %.4f", task.metric, score)
     observer.done(spec, score)
     return entry
+
+
+def score_run(folder: RunFolder) -> dict[str, float]:
+    """The final scores of a run's last good checkpoint, taken again.
+
+    Raises:
+        UserError: no checkpoint that can be read, or data that has changed since.
+    """
+    spec = read_spec(folder)
+    task = make_task(spec)
+    check_same_data(folder, task.info["hash"])
+    checkpoint = folder.latest_checkpoint()
+    if checkpoint is None:
+        raise UserError(f"{folder.path} has no checkpoint that can be read: train it first.")
+    model = build_model(spec)
+    scorer = task.scorer(model)  # of the model that the run started from: some scores compare with it
+    load_checkpoint(checkpoint, model)
+    return scorer("whole")
 
 
 def measure_step_s(spec: RunSpec, task: Task) -> float:
