@@ -244,6 +244,14 @@ def test_the_native_tier_refuses_to_run_unconfined_unless_told(monkeypatch):
         assert sandbox.run("def f(x): return 2 * x", DOUBLE).passed
 
 
+def test_a_server_that_cannot_start_says_why(tmp_path):
+    from lmxlab.eval.interpreter import InterpreterServer
+
+    (tmp_path / "broken").write_bytes(b"no machine code")
+    with pytest.raises(UserError, match="does not start: .*WasmtimeError: .*"):
+        InterpreterServer("wasi", Limits(), {"compiled": str(tmp_path / "broken")}).session()
+
+
 def test_what_is_missing_is_named(monkeypatch):
     from lmxlab.eval import interpreter
 

@@ -71,7 +71,8 @@ def boot(call: str) -> list[str]:
     """The command of a Python process that runs `call`, a name in `confined`, and has no other part of lmxlab."""
     found = importlib.util.find_spec("wasmtime")
     packages = str(Path(found.origin).parents[1]) if found and found.origin else ""
-    return [sys.executable, "-I", "-S", "-c", BOOT.format(root=str(SOURCES), packages=packages, call=call)]
+    # No user's packages, no site, no current folder; the environment is empty, and PYTHONHASHSEED must count.
+    return [sys.executable, "-s", "-S", "-P", "-c", BOOT.format(root=str(SOURCES), packages=packages, call=call)]
 
 
 @functools.cache
@@ -116,6 +117,7 @@ class InterpreterServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
+        self._last_words = ""  # of the last server that ended
 
     def session(self) -> "Session":
         """A fresh interpreter."""
@@ -134,7 +136,8 @@ class InterpreterServer:
                 os.close(output)
                 self.kill()
                 if attempt == 2:
-                    raise UserError("The confined interpreter does not start: see `lmxlab doctor`.") from None
+                    reason = " ".join(self._last_words.split())[-300:]
+                    raise UserError(f"The confined interpreter does not start: {reason or 'no reason given'}") from None
             finally:
                 theirs.close()
                 os.close(their_output)
@@ -153,7 +156,7 @@ class InterpreterServer:
     def kill(self) -> None:
         """Ends the server and all that it started, whatever state they are in."""
         if self._finalizer is not None:
-            self._finalizer()
+            self._last_words = self._finalizer() or ""
         self._process = self._control = self._finalizer = None
 
     def _start(self) -> None:
@@ -169,7 +172,7 @@ class InterpreterServer:
             env={"OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             cwd=folder,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
@@ -192,11 +195,16 @@ class InterpreterServer:
         return answer
 
 
-def _end_group(process: subprocess.Popen[bytes], control: socket.socket) -> None:
+def _end_group(process: subprocess.Popen[bytes], control: socket.socket) -> str:
+    """Kills a server; what it said on its standard error."""
     control.close()
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    assert process.stderr is not None
+    with process.stderr:
+        os.set_blocking(process.stderr.fileno(), False)
+        return (process.stderr.read() or b"").decode("utf-8", "replace")
 
 
 class Session:
