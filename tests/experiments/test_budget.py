@@ -5,6 +5,9 @@ import pytest
 from lmxlab.errors import UserError
 from lmxlab.experiments.budget import count_parameters, flops_per_step, match_size, steps_within, tokens_per_step
 from lmxlab.experiments.designs import adapt, find_design
+from lmxlab.experiments.flops import estimate_flops_per_token
+from lmxlab.experiments.loaded import base_config
+from lmxlab.experiments.methods import MTP, Distill
 from lmxlab.experiments.spec import Budget
 from lmxlab.models.llama import llama_7b, llama_tiny
 from lmxlab.training.config import TrainConfig
@@ -66,3 +69,18 @@ def test_flops_count_the_context_that_is_trained_and_every_micro_batch() -> None
 def test_a_budget_below_one_step_says_what_one_step_takes(budget: Budget) -> None:
     with pytest.raises(UserError, match="too small: one step of gpt takes"):
         steps_within(spec(budget=budget))
+
+
+def test_the_forward_passes_of_a_teacher_are_charged() -> None:
+    alone = flops_per_step(spec(method=MTP()))
+    with_teacher = flops_per_step(spec(method=Distill("glassllm")))
+    own, asked = (estimate_flops_per_token(config, 32) * 4 * 32 for config in (spec().model, base_config("glassllm")))
+    assert with_teacher == 3 * own + asked
+    assert flops_per_step(spec(method=Distill())) == flops_per_step(spec()) == 3 * own <= alone
+
+
+def test_settings_of_a_teacher_that_cannot_work_are_refused() -> None:
+    with pytest.raises(UserError, match="Unknown divergence 'backward'"):
+        Distill(kind="backward")
+    with pytest.raises(UserError, match="distill.alpha is 2"):
+        Distill(alpha=2.0)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from lmxlab.core.config import ModelConfig
 from lmxlab.errors import UserError
 from lmxlab.experiments.designs import adapt
-from lmxlab.experiments.flops import estimate_flops_per_step
+from lmxlab.experiments.flops import estimate_flops_per_step, estimate_flops_per_token
+from lmxlab.experiments.loaded import base_config
+from lmxlab.experiments.methods import Distill
 from lmxlab.experiments.spec import RunSpec
 from lmxlab.models.base import LanguageModel
 
@@ -55,12 +57,15 @@ def match_size(model: ModelConfig, target: int, tolerance: float = TOLERANCE) ->
 def flops_per_step(spec: RunSpec) -> int:
     """Training FLOPs of one optimizer step of this run: accumulation, sampling and other passes of the model included.
 
-    Examples are counted at the full `seq_len`.
+    Examples are counted at the full `seq_len`. A teacher makes one forward pass; what it learned from is not counted.
     """
     batch = spec.method.rows * spec.optim.batch_size * spec.optim.grad_accumulation_steps
     length = {"seq_len": spec.seq_len, "attention_len": spec.seq_len}
     trained = estimate_flops_per_step(spec.model, batch_size=batch, **length)
-    return int(trained * (1 + spec.method.extra_passes() / 3))  # a step is three forward passes
+    asked = 0
+    if isinstance(spec.method, Distill) and spec.method.teacher:
+        asked = estimate_flops_per_token(base_config(spec.method.teacher), spec.seq_len) * batch * spec.seq_len
+    return int(trained * (1 + spec.method.extra_passes() / 3)) + asked  # a step is three forward passes
 
 
 def tokens_per_step(spec: RunSpec) -> int:

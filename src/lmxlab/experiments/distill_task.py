@@ -26,4 +26,5 @@ class DistillTask(TextTask):
             )
 
     def objective(self, model: LanguageModel) -> Distillation:
-        return Distillation(base_model(self._method.teacher), self._method.temperature, self._method.alpha)
+        how = self._method
+        return Distillation(base_model(how.teacher), how.temperature, how.alpha, kind=how.kind, beta=how.beta)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lmxlab.errors import UnknownNameError, UserError
+from lmxlab.training.divergence import check_divergence
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ class Distill(Method):
         teacher: glassllm, a folder in Hugging Face's layout, or a run's folder.
         temperature: of both distributions.
         alpha: share of the teacher's distribution in the loss; the rest is the text's cross-entropy.
+        kind: of the distance between both: forward (KL from the teacher), reverse, or jsd.
+        beta: the teacher's share of jsd's mixture.
     """
 
     name = "distill"
@@ -135,6 +138,13 @@ class Distill(Method):
     teacher: str = ""
     temperature: float = 2.0
     alpha: float = 0.5
+    kind: str = "forward"
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_divergence(self.kind, self.temperature, self.beta)
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"distill.alpha is {self.alpha}: give 0 (no teacher) to 1 (nothing else).")
 
 
 METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Method, SFT, DPO, GRPO, MTP, Distill)}
