@@ -16,7 +16,7 @@ from lmxlab.analysis import extract_attention_maps
 from lmxlab.analysis.activations import ActivationCapture
 from lmxlab.analysis.attention import RECURRENT, row_entropy
 from lmxlab.core.config import BlockConfig, ModelConfig
-from lmxlab.core.taps import watching
+from lmxlab.core.taps import reading, watching
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.convert import load_from_hf
 from lmxlab.models.families import FAMILIES
@@ -45,6 +45,7 @@ KINDS: dict[str, BlockConfig] = {
     "mha": BlockConfig(d_model=32, n_heads=4, d_ff=32),
     "post norm, alibi": BlockConfig(d_model=32, n_heads=4, d_ff=32, position="alibi", pre_norm=False),
     "mup": BlockConfig(d_model=32, n_heads=4, d_ff=32, mup=True),
+    "capped": BlockConfig(d_model=32, n_heads=4, d_ff=32, attention_softcap=0.3),
     "qk norm": BlockConfig("gqa", d_model=32, n_heads=4, n_kv_heads=2, d_ff=32, position="rope", qk_norm=True),
     "window": BlockConfig("sliding_window_gqa", d_model=32, n_heads=4, d_ff=32, position="rope", window_size=3),
     "window, alibi": BlockConfig("sliding_window_gqa", d_model=32, n_heads=4, d_ff=32, position="alibi", window_size=3),
@@ -151,6 +152,23 @@ def test_sparse_attention_shows_its_branches_and_their_mean() -> None:
     short = extract_attention_maps(model, TOKENS[:, :3])  # no block has ended
     assert not short["layer_0/compressed"].any().item()
     np.testing.assert_allclose(short["layer_0"].sum(-1), 1, atol=1e-6)
+
+
+def test_the_branches_of_sparse_attention_times_their_values_and_gates_are_what_the_heads_make() -> None:
+    block = BlockConfig("sparse_gqa", d_model=32, n_heads=4, n_kv_heads=2, d_ff=32, position="none", window_size=3)
+    model = model_of(dataclasses.replace(block, sparse_compress_ratio=4, sparse_select_k=2))
+    attention, told = model.blocks[0].attention, {}
+    with reading(lambda module, place, x: told.setdefault((id(module), place), x)):
+        model(TOKENS)
+    maps = extract_attention_maps(model, TOKENS)
+    normed = model.blocks[0].attn_norm(told[id(model.blocks[0]), "input"])
+    values = mx.split(attention._heads(attention.v_proj(normed), 6), 3, axis=1)
+    gates, heads = (told[id(attention), place] for place in ("branch_gates", "heads"))
+    branches = [maps[f"layer_0/{name}"] for name in ("compressed", "selected", "window")]
+    parts = [gate * (branch @ mx.repeat(v, 2, axis=1)) for gate, branch, v in zip(gates, branches, values, strict=True)]
+    np.testing.assert_allclose(sum(parts[1:], parts[0]).transpose(0, 2, 1, 3), heads, atol=2e-5)
+    mean = sum((gate * branch for gate, branch in zip(gates, branches, strict=True)), mx.array(0.0))
+    np.testing.assert_allclose(maps["layer_0"], mean / mean.sum(axis=-1, keepdims=True), atol=1e-6)
 
 
 def test_indexed_attention_shows_only_the_tokens_that_were_chosen() -> None:

@@ -78,6 +78,19 @@ def test_embeddings_are_as_large_as_sinusoids_and_only_then() -> None:
     assert adapt(find_design("llama").model(65, 64), {"position": "sinusoidal", "d_model": 64}).embed_scale == 8.0
 
 
+def test_a_mup_base_in_a_file_makes_the_model_that_the_factories_make(tmp_path: Path) -> None:
+    """The scale of attention and that of embeddings under sinusoids belong to it, not the learning rates alone."""
+    file = tmp_path / "wide.toml"
+    file.write_text('[model]\ndesign = "gpt"\nd_model = 256\nmup_base_width = 64\n')
+    config = find_design(str(file)).model(60, 64)
+    assert config.width_mult == 4 and config.block.mup and config.embed_scale == 8
+    file.write_text('[model]\ndesign = "gpt"\nmup_base_width = 64\n')
+    config = find_design(str(file)).model(60, 64)
+    assert config.block.effective_attention_scale == 1 / config.block.head_dim and config.embed_scale == 8
+    llama = adapt(llama_tiny(), {"mup_base_width": 32})
+    assert llama.block.mup and llama.embed_scale == 1
+
+
 def test_windows_are_shorter_than_the_context_at_laboratory_size() -> None:
     for name in ("mistral", "gemma2", "gemma3"):
         model = find_design(name).model(65, 64)

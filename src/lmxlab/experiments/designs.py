@@ -78,6 +78,8 @@ def model_from_table(table: Any, vocab_size: int, seq_len: int) -> ModelConfig:
 def adapt(model: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
     """`model` with fields replaced: those of ModelConfig once, those of BlockConfig in every block.
 
+    `mup_base_width` makes it a muP model as the families' own factories do, attention scale and embeddings included.
+
     Raises:
         UnknownNameError: for a name that is in neither.
     """
@@ -87,13 +89,19 @@ def adapt(model: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
         if key not in own | inner:
             raise UnknownNameError("config key", f"model.{key}", [f"model.{name}" for name in own | inner])
     outer = {key: value for key, value in changes.items() if key in own}
+    inner_changes = {key: value for key, value in changes.items() if key in inner}
     width = int(changes.get("d_model", model.block.d_model))
+    if base := changes.get("mup_base_width"):
+        inner_changes.setdefault("mup", True)
+        width = int(base)
     was, becomes = model.block.position == "sinusoidal", changes.get("position", model.block.position) == "sinusoidal"
     if was != becomes:  # only fixed sinusoids, of amplitude 1, ask for embeddings as large as them
         outer.setdefault("embed_scale", math.sqrt(width) if becomes else 1.0)
-    elif "d_model" in changes and math.isclose(model.embed_scale, math.sqrt(model.block.d_model)):
+    elif changes.keys() & {"d_model", "mup_base_width"} and math.isclose(
+        model.embed_scale, math.sqrt(model.block.d_model)
+    ):
         outer.setdefault("embed_scale", math.sqrt(width))  # it follows the width, as in gpt_config
-    return _replace(model, outer, {key: value for key, value in changes.items() if key in inner})
+    return _replace(model, outer, inner_changes)
 
 
 def _pretrained(source: str, settings: dict[str, Any]) -> ModelConfig:
