@@ -253,10 +253,10 @@ def test_a_server_that_cannot_start_says_why(tmp_path):
 
 
 def test_what_is_missing_is_named(monkeypatch):
-    from lmxlab.eval import interpreter
+    from lmxlab.eval import compiled
 
-    monkeypatch.setattr(interpreter.importlib.util, "find_spec", lambda name: None)
-    interpreter.compiled_interpreter.cache_clear()
+    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: None)
+    compiled.compiled_interpreter.cache_clear()
     with pytest.raises(ImportError, match=re.escape("pip install 'lmxlab[sandbox]'")):
         Sandbox()
 

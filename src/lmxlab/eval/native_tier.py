@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lmxlab.errors import UserError
+from lmxlab.eval.compiled import SOURCES
 from lmxlab.eval.confined import kernel
-from lmxlab.eval.interpreter import SOURCES, InterpreterServer, Limits
+from lmxlab.eval.interpreter import InterpreterServer, Limits
 
 
 def native_server(limits: Limits, unsafe: bool = False) -> InterpreterServer:

@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Literal, Self
 from lmxlab import platform
 from lmxlab.data.config import default_cache_dir
 from lmxlab.errors import UnknownNameError, UserError
+from lmxlab.eval.compiled import compiled_interpreter
 from lmxlab.eval.confined.guest import decode, encode, same
-from lmxlab.eval.interpreter import InterpreterServer, Limits, Session, Stopped, compiled_interpreter
+from lmxlab.eval.interpreter import InterpreterServer, Limits, Session, Stopped
 from lmxlab.eval.native_tier import native_server
 
 __all__ = ["Case", "Limits", "Sandbox", "Tests", "Verdict"]

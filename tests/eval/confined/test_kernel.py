@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 
+from lmxlab.eval.compiled import boot
 from lmxlab.eval.confined import kernel
-from lmxlab.eval.interpreter import boot
 
 AVAILABLE = kernel.seccomp_available() and kernel.landlock_version()
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs Linux with Landlock and seccomp")
