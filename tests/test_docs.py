@@ -60,6 +60,22 @@ def test_every_command_that_a_page_names_exists():
     assert [(place, name) for place, name in named if name not in COMMANDS] == []
 
 
+def test_what_a_page_links_to_is_there():
+    links = [
+        (page, target)
+        for page in [*PAGES, ROOT / "recipes" / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "CHANGELOG.md"]
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        if "://" not in target
+    ]
+    assert links
+    assert [f"{page.name}: {target}" for page, target in links if not (page.parent / target).exists()] == []
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in PAGES if page.parent.name == "docs" and f"docs/{page.name}" not in readme] == []
+
+
 def test_the_readme_counts_the_families():
     told = re.search(r"^(\d+) families", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
     assert told and int(told[1]) == len(FAMILIES)
