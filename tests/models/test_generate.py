@@ -150,6 +150,7 @@ def test_the_penalty_counts_the_prompt_and_the_output() -> None:
         (mx.array([[-1]]), {}, "Token ids reach from -1"),
         (mx.array([[1]]), {"max_tokens": -1}, "max_tokens is -1"),
         (mx.array([[1]]), {"max_tokens": 2.5}, "max_tokens is 2.5; it must be an integer"),
+        (mx.array([[1]]), {"cache": [], "cache_bits": 8}, "cache_bits is 8, but the cache is there already"),
         (mx.array([[1.5]]), {}, "Token ids are mlx.core.float32"),
         (mx.array([[1]]), {"stop_tokens": 5}, "stop_tokens is 5; give a list"),
         (mx.array([[1]]), {"seed": -1}, "seed is -1; it must be an integer"),

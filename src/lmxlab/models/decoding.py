@@ -56,6 +56,10 @@ def decode(
     """
     if not isinstance(max_tokens, int) or max_tokens < 0:
         raise UserError(f"max_tokens is {max_tokens!r}; it must be an integer, 0 or more")
+    if cache is not None and cache_bits is not None:
+        raise UserError(
+            f"cache_bits is {cache_bits}, but the cache is there already: make it with make_cache(bits=...)"
+        )
     if prompt.ndim != 2 or prompt.size == 0:
         raise UserError(f"The prompt has shape {tuple(prompt.shape)}; give at least one token to continue from")
     if cache is not None and left_padding is not None and any(left_padding):
