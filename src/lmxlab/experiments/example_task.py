@@ -31,14 +31,19 @@ class ExampleTask(Task):
         self.spec, self.metric = spec, spec.method.metric
         self.tokenizer = load_tokenizer(spec.data.tokenizer)
         check_vocabulary(self.tokenizer, spec.model.vocab_size)
-        self.path = Path(spec.data.dataset).expanduser()
-        if not self.path.is_file():
+        self.info: dict[str, Any] = {}
+
+    def file(self) -> Path:
+        """The file of `data.dataset`, whose content is then part of what the run is known by."""
+        path = Path(self.spec.data.dataset).expanduser()
+        if not path.is_file():
             raise UserError(
-                f"{spec.method.name} learns from a file of examples, and {spec.data.dataset!r} is none: give "
+                f"{self.spec.method.name} learns from a file of examples, and {self.spec.data.dataset!r} is none: give "
                 "--data.dataset FILE.jsonl (docs/training.md shows its fields)."
             )
-        digest = hashlib.sha256(read_text(self.path).encode()).hexdigest()
-        self.info: dict[str, Any] = {"hash": digest, "dataset": str(self.path)}
+        digest = hashlib.sha256(read_text(path).encode()).hexdigest()
+        self.info |= {"hash": digest, "dataset": str(path)}
+        return path
 
     @property
     def eval_rows(self) -> int:
@@ -49,7 +54,9 @@ class ExampleTask(Task):
         """For training, and at least one held out."""
         n = len(examples)
         if n < 2:
-            raise UserError(f"{self.path} has {n} example: one to train on and one to hold out are the least.")
+            raise UserError(
+                f"{self.spec.data.dataset} has {n} example: one to train on and one to hold out are the least."
+            )
         order = np.random.default_rng(self.spec.data.seed).permutation(n)
         n_held = min(n - 1, max(1, round(n * self.spec.data.val_fraction)))
         self.info |= {"examples": n, "held_out": n_held}

@@ -18,7 +18,7 @@ class PreferenceTask(ExampleTask):
 
     def __init__(self, spec: RunSpec, method: methods.DPO):
         super().__init__(spec)
-        pairs = load_preferences(self.path, self.tokenizer, spec.seq_len, method.truncate)
+        pairs = load_preferences(self.file(), self.tokenizer, spec.seq_len, method.truncate)
         train, held = self.split(pairs.pairs)
         self.info |= {"truncated": pairs.truncated, "dropped": pairs.dropped}
         self._train, self._held = Preferences(train), Preferences(held)

@@ -1,12 +1,17 @@
 """Group relative policy optimisation as a run: judged by the mean reward of greedy answers to held-out prompts."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 import numpy as np
 
 from lmxlab.data.questions import Question, load_questions
+from lmxlab.data.tokenizer import CorpusTokenizer
 from lmxlab.errors import UserError
+from lmxlab.eval.problems import Problem, generate_problems
+from lmxlab.eval.sandbox import Sandbox
+from lmxlab.eval.verifiable import ProgramReward, problem_prompt
 from lmxlab.experiments import methods
 from lmxlab.experiments.example_task import ExampleTask
 from lmxlab.experiments.loaded import build_model
@@ -16,21 +21,35 @@ from lmxlab.models.base import LanguageModel
 from lmxlab.training.events import Callback
 from lmxlab.training.grpo import GRPO
 from lmxlab.training.rollouts import RolloutMonitor, Rollouts
-from lmxlab.training.sampling import Completion, Prompt, mean_reward
+from lmxlab.training.sampling import Completion, Prompt, Score, mean_reward
 
 CURVE_PROMPTS = 32  # of a point of the curve
+PROBLEMS = "problems"  # of a dataset that is generated: problems:FAMILY:DIFFICULTY
+N_PROBLEMS, N_HELD_OUT = 256, 64
 
 
 class RolloutTask(ExampleTask):
-    """Questions with answers that can be checked; an answer gets reward 1 if it is right, else 0."""
+    """Questions with answers that can be checked, or generated problems whose programs are run in the sandbox.
+
+    An answer is one line; it gets reward 1 if it is right, else 0.
+    """
 
     def __init__(self, spec: RunSpec, method: methods.GRPO):
         super().__init__(spec)
         self._method = method
-        questions = load_questions(self.path)
-        self._train, self._held = (self._prompts(part) for part in self.split(questions))
-        end = getattr(self.tokenizer, "eos_token_id", None)
-        self._stop = tuple(token for token in (end, self.tokenizer.bos_id) if token is not None)
+        kind, _, name = spec.data.dataset.partition(":")
+        if kind == PROBLEMS:
+            train, held = self._problems(name)
+            self._train, self._held = (
+                self._checked([problem_prompt(p, self.tokenizer) for p in part]) for part in (train, held)
+            )
+            self.reward: Score = LazyProgramReward(self.tokenizer)
+        else:
+            questions = self.split(load_questions(self.file()))
+            self._train, self._held = (self._checked([self._prompt(q) for q in part]) for part in questions)
+            self.reward = self._right
+        ends = (getattr(self.tokenizer, "eos_token_id", None), self.tokenizer.bos_id, self._newline)
+        self._stop = tuple(token for token in ends if token is not None)
         self._objective = GRPO(
             method.beta,
             method.epsilon,
@@ -86,21 +105,53 @@ class RolloutTask(ExampleTask):
 
         return scored
 
-    def reward(self, completions: Sequence[Completion]) -> list[float]:
-        """1 for each right answer, else 0."""
+    def _right(self, completions: Sequence[Completion]) -> list[float]:
         return [float(c.about.is_right(c.text(self.tokenizer))) for c in completions]
 
-    def _prompts(self, questions: list[Question]) -> list[Prompt]:
+    @property
+    def _newline(self) -> int | None:
+        """The token that ends a line, where it is one token: answers are of one line."""
+        tokens = self.tokenizer.encode("\n")
+        return tokens[0] if len(tokens) == 1 else None
+
+    def _problems(self, name: str) -> tuple[list[Problem], list[Problem]]:
+        """Generated problems to train on, and others that are held out."""
+        family, _, level = name.partition(":")
+        if level and not level.isdigit():
+            raise UserError(f"{self.spec.data.dataset!r}: write {PROBLEMS}:FAMILY or {PROBLEMS}:FAMILY:DIFFICULTY.")
+        difficulty, seed = (1, int(level or 2)), self.spec.data.seed
+        train = generate_problems(N_PROBLEMS, family, difficulty, seed=seed)
+        held = generate_problems(N_HELD_OUT, family, difficulty, seed=seed, split="held_out")
+        digest = hashlib.sha256("".join(problem.solution for problem in (*train, *held)).encode()).hexdigest()
+        self.info |= {"hash": digest, "dataset": self.spec.data.dataset, "examples": N_PROBLEMS, "held_out": N_HELD_OUT}
+        return train, held
+
+    def _prompt(self, question: Question) -> Prompt:
         begin = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        encoded = [(begin + self.tokenizer.encode(question.prompt), question) for question in questions]
-        longest = max(len(tokens) for tokens, _ in encoded)
+        return Prompt(mx.array(begin + self.tokenizer.encode(question.prompt)), question)
+
+    def _checked(self, prompts: list[Prompt]) -> list[Prompt]:
+        longest = max(prompt.tokens.size for prompt in prompts)
         room = self.spec.seq_len - self._method.max_gen_tokens
         if longest > room:
             raise UserError(
-                f"{self.path} has a prompt of {longest} tokens; with seq_len {self.spec.seq_len} and "
+                f"{self.spec.data.dataset} has a prompt of {longest} tokens; with seq_len {self.spec.seq_len} and "
                 f"grpo.max_gen_tokens {self._method.max_gen_tokens} at most {room} fit: change one of them."
             )
-        return [Prompt(mx.array(tokens), question) for tokens, question in encoded]
+        return prompts
+
+
+class LazyProgramReward:
+    """The reward of programs: 1 if all tests of the problem pass, else 0. Its sandbox starts at the first program."""
+
+    def __init__(self, tokenizer: CorpusTokenizer):
+        self._tokenizer = tokenizer
+        self._reward: ProgramReward | None = None
+
+    def __call__(self, completions: Sequence[Completion]) -> list[float]:
+        if self._reward is None:
+            self._reward = ProgramReward(Sandbox(), self._tokenizer, all_or_nothing=True)
+        return self._reward(completions)
 
 
 class Cycle:

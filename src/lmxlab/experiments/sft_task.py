@@ -17,7 +17,7 @@ class SFTTask(ExampleTask):
 
     def __init__(self, spec: RunSpec, method: methods.SFT):
         super().__init__(spec)
-        found = load_completions(self.path, self.tokenizer, spec.seq_len, method.truncate)
+        found = load_completions(self.file(), self.tokenizer, spec.seq_len, method.truncate)
         self._train, self._held = self.split(found.examples)
         self.info |= {"truncated": found.truncated, "dropped": found.dropped}
 
