@@ -52,6 +52,12 @@ EXPORTS = {
         llama_7b llama_13b llama4_maverick_config llama4_maverick_tiny""",
     "inference": "best_of_n majority_vote speculative_decode beam_search RewardModel",
     "eval": "perplexity bits_per_byte pass_at_k evaluate_pass_at_k",
+    "training": """TrainConfig Trainer create_schedule create_optimizer save_checkpoint load_checkpoint Callback
+        MetricsLogger ThroughputMonitor EarlyStopping FLOPCounter HardwareMonitor ValTracker standard_callbacks
+        dpo_loss grpo_loss GRPOConfig GRPOTrainer MTPHead MultiTokenPrediction length_curriculum difficulty_curriculum
+        distillation_loss soft_target_loss detect_peak_tflops GradientStatsCallback WeightStatsCallback
+        ActivationStatsCallback AttentionEntropyCallback LossCurvatureCallback EffectiveRankCallback""",
+    "analysis": "ActivationCapture extract_attention_maps LinearProbe train_probe probe_accuracy",
 }
 HEAVY = "mlx numpy scipy matplotlib transformers datasets torch rich tyro tokenizers psutil pyarrow".split()
 

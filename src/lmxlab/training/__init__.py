@@ -13,6 +13,8 @@ from lmxlab.training.callbacks import (
 )
 from lmxlab.training.checkpoints import load_checkpoint, save_checkpoint
 from lmxlab.training.config import TrainConfig
+from lmxlab.training.curriculum import difficulty_curriculum, length_curriculum
+from lmxlab.training.distillation import distillation_loss, soft_target_loss
 from lmxlab.training.dpo import DPO, dpo_loss, with_reference
 from lmxlab.training.grpo import GRPO, grpo_loss
 from lmxlab.training.grpo_trainer import GRPOConfig, GRPOTrainer, Rollouts
@@ -61,12 +63,16 @@ __all__ = [
     "create_optimizer",
     "create_schedule",
     "detect_peak_tflops",
+    "difficulty_curriculum",
+    "distillation_loss",
     "dpo_loss",
     "gradient_noise_scale",
     "grpo_loss",
+    "length_curriculum",
     "load_checkpoint",
     "multi_token",
     "save_checkpoint",
+    "soft_target_loss",
     "standard_callbacks",
     "with_reference",
 ]
