@@ -13,7 +13,7 @@ from lmxlab.data import CharTokenizer, DataConfig
 from lmxlab.errors import UserError
 from lmxlab.experiments.finetune import LoRAConfig
 from lmxlab.experiments.interrupt import Interrupted
-from lmxlab.experiments.loaded import base_tokenizer
+from lmxlab.experiments.loaded import base_tokenizer, build_model
 from lmxlab.experiments.make_task import make_task
 from lmxlab.experiments.methods import DPO, GRPO, MTP, SFT, Distill, Method
 from lmxlab.experiments.recorder import Observer
@@ -138,6 +138,20 @@ def test_adapters_and_accumulation_serve_every_method(name: str, folder: Path, t
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
     _, model = load_model(RunFolder(tmp_path / "run"))
     assert not adapters_of(model)
+
+
+def test_accumulation_takes_the_updates_of_grpo_one_after_the_other(folder: Path) -> None:
+    """A step's micro-batches are parts of one round: two updates of half a round would be one step of it twice."""
+    spec = spec_of(folder, METHODS["grpo"], optim={"batch_size": 8, "grad_accumulation_steps": 2})
+    task = make_task(spec)
+    rollouts: Any = task.batches(build_model(spec))
+    steps = [[next(rollouts) for _ in range(2)] for _ in range(3)]
+    written = [sorted(row for micro in step for row in micro[0].tolist()) for step in steps]
+    assert [len(micro[0]) for step in steps for micro in step] == [8] * 6
+    assert written[0] == written[1] and len(written[0]) == 16
+    assert written[2] != written[0]
+    task.batches(build_model(spec))
+    assert len(task.callbacks()) == 1
 
 
 def test_multi_token_prediction_goes_on_from_a_model_without_heads(folder: Path, tmp_path: Path) -> None:

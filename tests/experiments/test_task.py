@@ -41,6 +41,12 @@ def test_a_text_is_scored_on_a_batch_a_curve_and_the_whole(prepared: PreparedDat
     )
 
 
+def test_a_run_begins_with_the_first_batch_whatever_was_measured_before(prepared: PreparedData) -> None:
+    task, model = TextTask(spec_of(prepared), prepared), LanguageModel(spec_of(prepared).model)
+    first, second = (next(iter(task.batches(model)))[0] for _ in range(2))
+    assert mx.array_equal(first, second)
+
+
 def test_what_has_no_bytes_is_not_measured(prepared: PreparedData) -> None:
     silent = replace(prepared, token_bytes=prepared.token_bytes * 0)
     spec = spec_of(prepared)

@@ -73,6 +73,17 @@ def test_shares_between_whole_rows_are_met_over_the_batches(batch_size: int) -> 
 
 
 @pytest.mark.parametrize(
+    ("batch_size", "n_batches", "warmup"), [(5, 7, 1.0), (1, 50, 0.3), (3, 50, 0.7), (5, 10, 0.7), (1, 101, 0.625)]
+)
+def test_a_half_row_is_rounded_the_same_way_in_every_batch(batch_size: int, n_batches: int, warmup: float) -> None:
+    curriculum = difficulty_curriculum(EASY, HARD, batch_size, 6, n_batches, warmup)
+    n_warmup = round(warmup * n_batches)
+    assert curriculum.n_hard[0] == 0 and max(curriculum.n_hard) == batch_size
+    assert set(curriculum.n_hard[n_warmup - 1 :]) == {batch_size}
+    assert [len(x) for x, _ in curriculum] == [batch_size] * n_batches
+
+
+@pytest.mark.parametrize(
     "make",
     [
         lambda seed: length_curriculum(TEXT, 2, 4, 12, 3, 4, seed=seed),

@@ -13,6 +13,7 @@ from tiny_lm import VOCAB, batch, tiny_config
 
 from lmxlab.core import kernels
 from lmxlab.core.lora import apply_lora
+from lmxlab.data.packing import PackedRows
 from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.llama import llama_config
@@ -102,6 +103,18 @@ def test_the_teacher_gets_no_gradient_and_has_no_dropout(models: Any) -> None:
     assert teacher.training
     _, gradient = nn.value_and_grad(teacher, lambda: objective(student, x, y).total)()
     assert max(float(mx.abs(g).max()) for _, g in tree_flatten(gradient)) == 0
+
+
+def test_neither_student_nor_teacher_sees_across_packed_documents(models: Any) -> None:
+    rows = PackedRows([[1, 2, 3, 4, 5], [6, 7, 8, 9]], seq_len=7)
+    objective = Distillation(models[1])
+    x, y, segments = (mx.array(a) for a in (rows.x, rows.y, rows.segments))
+    packed = objective(models[0], x, y, segments)
+    apart = [objective(models[0], mx.array([d[:-1]]), mx.array([d[1:]])) for d in ([1, 2, 3, 4, 5], [6, 7, 8, 9])]
+    assert float(packed.total) == pytest.approx(sum(float(loss.total) for loss in apart), rel=1e-5)
+    assert float(packed.total) != pytest.approx(float(objective(models[0], x, y).total), rel=1e-3)
+    with pytest.raises(UserError, match="takes x, y and segments, got 5 arrays"):
+        objective(models[0], x, y, segments, segments, segments)
 
 
 def test_both_shapes_of_logits_have_the_same_mean() -> None:

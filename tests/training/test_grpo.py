@@ -171,6 +171,15 @@ def test_advantages_stay_within_their_group() -> None:
     np.testing.assert_allclose(group_advantages(rewards, groups, "batch"), batch, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_a_reward_that_is_no_number_shows_in_its_own_group_alone(scale: str) -> None:
+    rewards, groups = mx.array([1.0, np.nan, 0.0, 2.0, 3.0, 4.0]), mx.array([0, 0, 0, 1, 1, 1])
+    advantages = np.array(group_advantages(rewards, groups, scale))
+    assert np.isnan(advantages[:3]).all()
+    np.testing.assert_allclose(advantages[3:], group_advantages(rewards[3:], None, scale))
+    assert np.isnan(float(grpo_loss(tiny(), None, PROMPTS, COMPLETIONS, mx.array([1.0, np.nan, 0.0, 0.5]), 0.0)))
+
+
 def test_the_reference_of_a_model_with_adapters_is_the_model_without_them() -> None:
     model, base = tiny(), tiny()
     apply_lora(model, 4, 8.0, ["attention", "ffn"])

@@ -101,6 +101,7 @@ def test_arrays_and_flags_are_rewards_too() -> None:
     assert rewards_of(lambda _: mx.array([1.0, 2.0]), completions).tolist() == [1, 2]
     assert rewards_of(token_reward(lambda prompt, whole: mx.array([[0.5]])), completions).tolist() == [0.5, 0.5]
     assert rewards_of(lambda _: [True, False], completions).tolist() == [1, 0]
+    assert rewards_of(lambda _: mx.array([0.5, 1.0], mx.bfloat16), completions).tolist() == [0.5, 1]
 
 
 def test_the_mean_reward_is_of_greedy_completions_in_any_batches() -> None:

@@ -147,6 +147,8 @@ def test_targets_of_something_else_are_refused(teacher: Any, student: Any, tmp_p
         write_targets(tmp_path, teacher, BATCHES[::-1], 4)
     with pytest.raises(UserError, match="reach from 0 to 99; the model's vocabulary has 17"):
         write_targets(tmp_path / "new", teacher, [(mx.array([[0, 99]]), mx.array([[1, 2]]))], 4)
+    with pytest.raises(UserError, match="got 3 arrays: segments cannot be kept"):
+        write_targets(tmp_path / "packed", teacher, [(x, y, y) for x, y in BATCHES], 4)
     with pytest.raises(UserError, match="There is no batch"):
         write_targets(tmp_path / "empty", teacher, [], 4)
     for top_k in (0, VOCAB + 1):

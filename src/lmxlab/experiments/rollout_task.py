@@ -69,23 +69,26 @@ class RolloutTask(ExampleTask):
         adapted = self.spec.lora.rank > 0
         # Without adapters that could be switched off, the reference is a second copy of the model.
         reference = build_model(self.spec) if method.beta and not adapted else None
+        # A round is what one step takes: of fewer completions, accumulation would put two updates into one step.
+        per_batch = max(1, optim.batch_size // method.group_size)
         rollouts = Rollouts(
             model,
             Cycle(self._train, self.spec.seed),
             self.reward,
             ref_model=reference,
-            prompts_per_round=max(1, optim.batch_size // method.group_size),
+            prompts_per_round=per_batch * optim.grad_accumulation_steps,
             group_size=method.group_size,
             max_tokens=method.max_gen_tokens,
             temperature=method.temperature,
             stop_tokens=self._stop,
             updates=method.updates,
+            batch_size=per_batch * method.group_size,
             beta=method.beta,
             scale=method.scale_rewards,
             dtype=optim.dtype,
             seed=self.spec.seed,
         )
-        self._monitors.append(RolloutMonitor(rollouts))
+        self._monitors = [RolloutMonitor(rollouts)]  # of the last ones: those that the speed was measured on are gone
         return rollouts
 
     def callbacks(self) -> list[Callback]:

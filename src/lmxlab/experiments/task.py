@@ -83,10 +83,14 @@ class TextTask(Task):
                 f"The model's vocab_size is {spec.model.vocab_size}, but the tokenizer has {prepared.vocab_size} "
                 f"tokens: set vocab_size to {prepared.vocab_size} or leave it out."
             )
-        self._train = TokenBatches(prepared.train, spec.optim.batch_size, spec.seq_len, seed=spec.seed)
+        self._batches()  # refuses a text that is too short
 
     def batches(self, model: LanguageModel) -> TokenBatches:
-        return self._train
+        return self._batches()
+
+    def _batches(self) -> TokenBatches:
+        spec = self.spec
+        return TokenBatches(self.prepared.train, spec.optim.batch_size, spec.seq_len, seed=spec.seed)
 
     def scorer(self, model: LanguageModel) -> ScoreModel:
         score = Scorer(model, self.prepared.token_bytes)

@@ -172,9 +172,11 @@ def difficulty_curriculum(
         raise UserError(f"seq_len must be at least 1, got {seq_len}.")
     easy, hard = _flat(easy_data), _flat(hard_data)
     n_warmup = round(warmup_fraction * n_batches)
-    shares = np.concatenate([np.linspace(0, 1, n_warmup), np.ones(max(0, n_batches - n_warmup))])
-    # What is rounded off is made up for by the batches after it: with one row per batch, too, the share is met.
-    n_hard = np.diff(np.floor(np.cumsum(shares * batch_size) + 0.5), prepend=0).astype(int).tolist()
+    # What is rounded off is made up for by the batches after it: with one row per batch, too, the share is met. In
+    # integers: the sum of shares i / (n - 1) is i (i + 1) / 2 (n - 1), and a float just below a half is a row too few.
+    i, twice = np.arange(n_warmup), 2 * max(n_warmup - 1, 1)
+    rising = np.diff((batch_size * i * (i + 1) + twice // 2) // twice, prepend=0).tolist()
+    n_hard = [*rising, *[batch_size] * (n_batches - n_warmup)]
     for name, tokens, needed in (("The easy text", easy, n_warmup > 0), ("The hard text", hard, any(n_hard))):
         if needed and len(tokens) <= seq_len:
             raise UserError(_too_short(name, tokens, seq_len))

@@ -104,15 +104,22 @@ class Distillation:
         self.teacher, self.alpha, self.kind, self.beta, self.tail = teacher, alpha, kind, beta, tail
 
     def __call__(self, model: LanguageModel, x: mx.array, y: mx.array, *given: mx.array) -> Loss:
-        """x, y (B, T), and of stored targets indices and values (B, T, k) and the rest (B, T)."""
-        return self.of_states(model, model.hidden_states(x)[0], x, y, *given)
+        """x, y (B, T), and of stored targets indices and values (B, T, k) and the rest (B, T).
+
+        With a model as teacher a third array may be segments (B, T): the documents of each row, which do not see each
+        other.
+        """
+        segments = given[0] if given and isinstance(self.teacher, LanguageModel) else None
+        return self.of_states(model, model.hidden_states(x, segments=segments)[0], x, y, *given)
 
     def of_states(self, model: LanguageModel, hidden: mx.array, x: mx.array, y: mx.array, *given: mx.array) -> Loss:
         """As a call, from the student's hidden states (B, T, d_model) of x."""
         check_vocabulary(model, self.teacher)
         distance: Callable[..., mx.array] = self._to_targets
         if isinstance(self.teacher, LanguageModel):
-            given, distance = (teacher_states(self.teacher, x),), self._to_model
+            if len(given) > 1:
+                raise UserError(f"A teacher that is a model takes x, y and segments, got {2 + len(given)} arrays")
+            given, distance = (teacher_states(self.teacher, x, *given),), self._to_model
         elif len(given) != 3:
             raise UserError("A teacher on disk needs its own batches: iterate over the TeacherTargets")
         rows = [a.reshape(-1, *a.shape[2:]) for a in (hidden, mx.maximum(y, 0), *given)]
@@ -130,10 +137,10 @@ class Distillation:
         return coarse_divergence(ours, theirs, self.kind, self.beta)
 
 
-def teacher_states(teacher: LanguageModel, x: mx.array) -> mx.array:
+def teacher_states(teacher: LanguageModel, x: mx.array, segments: mx.array | None = None) -> mx.array:
     """What the teacher's output projection is applied to, (B, T, d_model), without dropout and without gradient."""
     with evaluating(teacher):
-        return mx.stop_gradient(teacher.hidden_states(x)[0])
+        return mx.stop_gradient(teacher.hidden_states(x, segments=segments)[0])
 
 
 def chunked(

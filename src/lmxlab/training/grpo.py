@@ -19,7 +19,7 @@ SPREAD = 1e-4  # added to the standard deviation
 def group_advantages(rewards: mx.array, groups: mx.array | None = None, scale: str = "group") -> mx.array:
     """How much better each completion is than the mean of its group: (r - mean) / (std + 1e-4), (B,) float32.
 
-    Exactly 0 in a group whose rewards are all equal.
+    Exactly 0 in a group whose rewards are all equal, and NaN in one with a reward of NaN.
 
     Args:
         rewards: (B,).
@@ -37,17 +37,16 @@ def group_advantages(rewards: mx.array, groups: mx.array | None = None, scale: s
     r = rewards.astype(mx.float32)
     ids = mx.zeros(r.shape, mx.int32) if groups is None else groups
     same = ids[:, None] == ids[None, :]
-    weights = same.astype(mx.float32)
-    size = weights.sum(axis=1)
-    centred = r - (weights * r).sum(axis=1) / size
-    spread = mx.where(same, r, -mx.inf).max(axis=1) > mx.where(same, r, mx.inf).min(axis=1)
+    size = same.astype(mx.float32).sum(axis=1)
+    centred = r - mx.where(same, r, 0).sum(axis=1) / size  # a NaN times a weight of 0 would be in every group
+    flat = mx.where(same, r, -mx.inf).max(axis=1) == mx.where(same, r, mx.inf).min(axis=1)
     if scale == "group":
-        variance = (weights * mx.square(centred)).sum(axis=1) / mx.maximum(size - 1, 1)
+        variance = mx.where(same, mx.square(centred), 0).sum(axis=1) / mx.maximum(size - 1, 1)
         centred = centred / (mx.sqrt(variance) + SPREAD)
     elif scale == "batch":
         variance = mx.square(r - r.mean()).sum() / (r.size - 1)
         centred = centred / (mx.sqrt(variance) + SPREAD)
-    return mx.where(spread, centred, 0.0)  # the mean of equal numbers is not always that number
+    return mx.where(flat, 0.0, centred)  # the mean of equal numbers is not always that number
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,8 @@ def rewards_of(score: Score, completions: Sequence[Completion]) -> np.ndarray:
     except Exception as error:
         raise UserError(f"The reward function raised {type(error).__name__}: {error}") from error
     try:
-        rewards = np.array([float(np.asarray(value).reshape(())) for value in given], np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is found below
+            rewards = np.array([_number(value) for value in given], np.float32)
     except (TypeError, ValueError) as error:
         raise UserError(f"The reward function must give a number for each completion, but gave {given!r}.") from error
     if rewards.shape != (len(completions),):
@@ -161,6 +162,12 @@ def mean_reward(
         part = prompts[start : start + batch_size]
         rewards.append(rewards_of(score, sample(model, part, max_tokens, temperature, stop_tokens, keys)))
     return float(np.concatenate(rewards).mean())
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, mx.array):
+        value = value.astype(mx.float32)  # numpy has no bfloat16
+    return float(np.asarray(value).reshape(()))
 
 
 def _of_one(reward: Callable[..., Any], completion: Completion, *arguments: Any) -> Any:

@@ -70,7 +70,9 @@ def write_targets(
         atomic_write(folder / INDEX, to_json({**settings, "files": None}))
     n_files = 0
     with evaluating(teacher):
-        for n_files, (x, y, *_) in enumerate(batches, start=1):
+        for n_files, (x, y, *more) in enumerate(batches, start=1):
+            if more:
+                raise UserError(f"Targets are of batches (x, y), got {2 + len(more)} arrays: segments cannot be kept")
             check_tokens(x, vocab_size)
             path = _file(folder, n_files - 1)
             if path.exists():
