@@ -3,8 +3,10 @@
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from tests.models.architectures import build, gap
 from tiny_lm import VOCAB, batch, tiny_config
 
@@ -49,6 +51,14 @@ def test_the_distance_is_relative_and_counts_what_is_scored() -> None:
     assert float(loss.metrics["layer_loss"]) / 28 == pytest.approx(expected, rel=1e-4)
     assert float(loss.total) == pytest.approx(float(base.total) + 2.5 * 28 * expected, rel=1e-5)
     assert float(loss.metrics["kd_loss"]) == pytest.approx(float(base.metrics["kd_loss"]), rel=1e-5)
+
+
+def test_the_teacher_gets_no_gradient() -> None:
+    teacher, (x, y) = build(LARGE), batch()
+    model = ProjectedStudent(build(SMALL), teacher)
+    objective = LayerDistillation(Distillation(teacher))
+    _, gradient = nn.value_and_grad(teacher, lambda: objective(model, x, y).total)()
+    assert max(float(mx.abs(g).max()) for _, g in tree_flatten(gradient)) == 0
 
 
 @pytest.mark.parametrize("compiled", [False, True])
