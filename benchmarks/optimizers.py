@@ -19,16 +19,16 @@ from lmxlab.training import NonFiniteLoss
 
 MUON = (1.2e-2, 2.4e-2, 4.8e-2)
 CANDIDATES: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
-    "adamw": ({}, (6e-3, 1.2e-2, 2.4e-2)),
-    "adamw, cautious": ({"cautious_decay": True}, (6e-3, 1.2e-2, 2.4e-2)),
-    "lion": ({}, (8e-4, 1.6e-3, 3.2e-3)),
-    "adafactor": ({}, (0.1, 0.2, 0.4)),
+    "adamw": ({}, (3e-3, 6e-3, 1.2e-2)),
+    "adamw, cautious": ({"cautious_decay": True}, (3e-3, 6e-3, 1.2e-2)),
+    "lion": ({}, (1.6e-3, 3.2e-3, 6.4e-3)),
+    "adafactor": ({}, (0.05, 0.1, 0.2)),
     "sgd": ({}, (0.1, 0.3, 1.0)),
     "muon": ({}, MUON),
     "muon, polar express": ({"muon_iteration": "polar_express"}, MUON),
     "normuon": ({}, MUON),
     "normuon, polar express": ({"muon_iteration": "polar_express"}, MUON),
-    "schedule_free": ({"lr_schedule": "constant"}, (1.2e-2, 2.4e-2, 4.8e-2)),
+    "schedule_free": ({"lr_schedule": "constant"}, (3e-3, 6e-3, 1.2e-2)),
 }
 
 
