@@ -3,7 +3,7 @@
 It begins with some problems whose solutions are given. Of many more only the tests are known: for GRPO that is enough.
 The rival goes on with fine-tuning on the given solutions for the same compute.
 
-python recipes/train_grpo_code.py --family string --rounds 150 --difficulty 3
+python recipes/train_grpo_code.py --sft-steps 400 --rounds 120 --held-out 200
 """
 
 import copy
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import lmxlab  # before mlx, for its BLAS
 import mlx.core as mx
+import numpy as np
 import tyro
 from lmxlab.core import BlockConfig, ModelConfig
 from lmxlab.data import CharTokenizer
@@ -19,7 +20,7 @@ from lmxlab.data.completions import CompletionBatches, Example
 from lmxlab.errors import MissingExtraError
 from lmxlab.eval.problems import generate_problems
 from lmxlab.eval.sandbox import Limits, Sandbox
-from lmxlab.eval.verifiable import ProblemPrompts, ProgramReward, solve, verified_examples
+from lmxlab.eval.verifiable import ProblemPrompts, ProgramReward, solved, verified_examples
 from lmxlab.training.callbacks import Callback
 from lmxlab.training.grpo import GRPO
 from lmxlab.training.rollouts import Rollouts
@@ -32,13 +33,13 @@ class Options:
     """Of problems: arithmetic or string."""
     difficulty: int = 2
     """Most operations of a problem; the curriculum begins with one."""
-    solutions: int = 150
+    solutions: int = 200
     """Problems whose solution is given."""
     problems: int = 1000
     """Problems whose tests are known, among them those."""
-    sft_steps: int = 150
+    sft_steps: int = 200
     """Of fine-tuning, with 32 solutions each."""
-    rounds: int = 40
+    rounds: int = 25
     """Of GRPO."""
     prompts: int = 8
     """Problems of a round."""
@@ -49,7 +50,7 @@ class Options:
     warmup: float = 0.25
     """Share of the rounds after which problems of every difficulty come."""
     learning_rate: float = 3e-3
-    grpo_learning_rate: float = 1e-3
+    grpo_learning_rate: float = 3e-4
     layers: int = 2
     width: int = 96
     held_out: int = 60
@@ -131,14 +132,19 @@ def main(options: Options) -> None:
     with Sandbox(limits=Limits(wall_s=5, cpu_s=2)) as sandbox:
         reward = ProgramReward(sandbox, tokenizer)
 
-        def judge(what: str) -> None:
-            score = solve(model, test, reward, samples=8, seed=options.seed)
-            print(f"  {what}: " + ", ".join(f"{name} {value:.3f}" for name, value in score.items()))
+        def judge(before: np.ndarray | None = None) -> np.ndarray:
+            counts = np.array(solved(model, test, reward, samples=8, seed=options.seed))
+            line = f"  {held_out} held-out problems: pass@1 {counts.mean() / 8:.3f}, pass@8 {(counts > 0).mean():.3f}"
+            if before is not None:  # paired by problem
+                gain = (counts - before) / 8
+                line += f"; pass@1 {gain.mean():+.3f} +- {1.96 * gain.std(ddof=1) / len(gain) ** 0.5:.3f} by this"
+            print(line)
+            return counts
 
         examples = verified_examples(train[: options.solutions], reward)
         print(f"Fine-tuning on {len(examples)} verified solutions")
         fine_tune(model, examples, sft_steps, options)
-        judge(f"{held_out} held-out problems")
+        before = judge()
         weights = copy.deepcopy(model.parameters())
 
         print(f"GRPO with the tests of {len(train)} problems, {rounds} rounds")
@@ -148,13 +154,13 @@ def main(options: Options) -> None:
         passes = reinforce(model, prompts, reward, options, newline)
         seconds = time.perf_counter() - begun
         print(f"  {reward.programs:,} programs so far, {reward.ran:,} of them run; {seconds:.0f} s")
-        judge(f"{held_out} held-out problems")
+        judge(before)
 
         model.update(weights)
         steps = max(1, round(passes / (3 * 32 * 64)))
         print("Instead: more fine-tuning on the same solutions, for the same compute")
         fine_tune(model, examples, steps, options)
-        judge(f"{held_out} held-out problems")
+        judge(before)
 
 
 if __name__ == "__main__":

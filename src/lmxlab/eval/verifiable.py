@@ -139,11 +139,28 @@ def solve(
     batch_size: int = 64,
     seed: int = 0,
 ) -> dict[str, float]:
-    """{"pass@k": ...} over problems whose answers are one line, from `samples` answers drawn for each (2107.03374).
+    """{"pass@k": ...} over problems, from what `solved` counts (2107.03374).
 
     Raises:
         UserError: a k above `samples`.
     """
+    options = {"temperature": temperature, "max_tokens": max_tokens, "batch_size": batch_size, "seed": seed}
+    counts = solved(model, problems, reward, samples=samples, **options)  # type: ignore[arg-type]
+    return {f"pass@{k}": sum(pass_at_k(samples, count, k) for count in counts) / len(counts) for k in k_values}
+
+
+def solved(
+    model: LanguageModel,
+    problems: Sequence[Problem],
+    reward: ProgramReward,
+    *,
+    samples: int = 8,
+    temperature: float = 1.0,
+    max_tokens: int = 32,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> list[int]:
+    """How many of `samples` answers, of one line each, pass all tests, for each problem."""
     if not problems:
         raise UserError("There is no problem to solve: give at least one.")
     tokenizer, keys = reward.tokenizer, Keys(seed)
@@ -154,8 +171,7 @@ def solve(
         drawn = sample(model, prompts[start : start + batch_size], max_tokens, temperature, [newline], keys)
         answers += [(completion.about, completion.text(tokenizer)) for completion in drawn]
     passed = [verdict.passed for verdict in reward.verdicts(answers)]
-    counts = [sum(passed[i : i + samples]) for i in range(0, len(passed), samples)]
-    return {f"pass@{k}": sum(pass_at_k(samples, count, k) for count in counts) / len(counts) for k in k_values}
+    return [sum(passed[i : i + samples]) for i in range(0, len(passed), samples)]
 
 
 def _tokens(problem: Problem, tokenizer: Tokenizer) -> list[int]:
