@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections import Counter, OrderedDict, namedtuple
 
 import numpy as np
@@ -60,12 +61,23 @@ def test_depth_is_limited_both_ways():
 @pytest.mark.parametrize(
     "data",
     [{}, {"list": []}, {"dict": 3}, {"dict": [[[], 1]]}, {"tuple": 3}, {"set": [[]]}, {"bytes": 3}, {"bytes": "€"}]
-    + [{"complex": ["a"]}, {"complex": [1, 2, 3]}, {"tuple": [], "set": []}, {"dict": [[1]]}],
-    ids=repr,
+    + [{"complex": ["a"]}, {"complex": [1, 2, 3]}, {"tuple": [], "set": []}, {"dict": [[1]]}]
+    + [{"complex": [10**400, 0]}],
+    ids=str,
 )
 def test_what_no_encoder_wrote_is_refused(data):
     with pytest.raises(ValueError):
         decode(data)
+
+
+@pytest.mark.parametrize("kind", ["set", "frozenset", "dict"])
+def test_items_that_share_their_hashes_do_not_cost_quadratic_time(kind):
+    numbers = [k * (2**61 - 1) for k in range(40_000)]
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match="share their hashes"):
+        decode({kind: [[number, 0] for number in numbers] if kind == "dict" else numbers})
+    assert time.monotonic() - begun < 5
+    assert len(decode(encode(set(range(100_000))))) == 100_000
 
 
 @pytest.mark.parametrize(
@@ -87,6 +99,9 @@ def test_what_no_encoder_wrote_is_refused(data):
         (math.nan, 1.0, False),
         (math.inf, math.inf, True),
         (math.inf, 1e308, False),
+        (2.5, 10**400, False),
+        (10**400, 2.5, False),
+        ([math.inf], [10**400], False),
         (None, 0, False),
     ],
 )
