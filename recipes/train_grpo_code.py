@@ -47,6 +47,8 @@ class Options:
     """Programs for each of them."""
     updates: int = 1
     """Optimizer steps on each round."""
+    all_or_nothing: bool = False
+    """Reward only programs that pass all tests, instead of the share that they pass."""
     warmup: float = 0.25
     """Share of the rounds after which problems of every difficulty come."""
     learning_rate: float = 3e-3
@@ -130,14 +132,14 @@ def main(options: Options) -> None:
     model = lmxlab.LanguageModel(ModelConfig(block, tokenizer.vocab_size, options.layers))
     print(f"{model.count_parameters():,} parameters; a problem and its solution:\n{train[0].solution}")
     with Sandbox(limits=Limits(wall_s=5, cpu_s=2)) as sandbox:
-        reward = ProgramReward(sandbox, tokenizer)
+        reward = ProgramReward(sandbox, tokenizer, all_or_nothing=options.all_or_nothing)
 
         def judge(before: np.ndarray | None = None) -> np.ndarray:
             counts = np.array(solved(model, test, reward, samples=8, seed=options.seed))
             line = f"  {held_out} held-out problems: pass@1 {counts.mean() / 8:.3f}, pass@8 {(counts > 0).mean():.3f}"
             if before is not None:  # paired by problem
                 gain = (counts - before) / 8
-                line += f"; pass@1 {gain.mean():+.3f} +- {1.96 * gain.std(ddof=1) / len(gain) ** 0.5:.3f} by this"
+                line += f"; pass@1 {gain.mean():+.3f} +- {1.96 * gain.std(ddof=1) / len(gain) ** 0.5:.3f} over the first"
             print(line)
             return counts
 
