@@ -139,7 +139,9 @@ def main(options: Options) -> None:
             line = f"  {held_out} held-out problems: pass@1 {counts.mean() / 8:.3f}, pass@8 {(counts > 0).mean():.3f}"
             if before is not None:  # paired by problem
                 gain = (counts - before) / 8
-                line += f"; pass@1 {gain.mean():+.3f} +- {1.96 * gain.std(ddof=1) / len(gain) ** 0.5:.3f} over the first"
+                line += (
+                    f"; pass@1 {gain.mean():+.3f} +- {1.96 * gain.std(ddof=1) / len(gain) ** 0.5:.3f} over the first"
+                )
             print(line)
             return counts
 

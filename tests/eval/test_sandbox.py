@@ -118,6 +118,8 @@ def test_no_hostile_program_escapes_or_passes_and_each_ends_within_its_limit(tie
         other = {name: v.status for name, s, _ in PROGRAMS if s not in ("any", (v := verdicts[name]).status)}
         assert {name: status for name, status in other.items() if status != "timeout"} == {}
         assert len(other) <= 5
+        statuses = {verdict.status for verdict in verdicts.values()}
+        assert statuses == {"failed", "error", "timeout", "memory", "output", "refused"}
 
 
 @pytest.mark.slow
@@ -143,6 +145,13 @@ def test_a_right_program_passes_and_a_half_right_one_is_paid_by_half(box):
     half = box.run("print('hello')\ndef f(x): return 2 * abs(x)", DOUBLE)
     assert (half.status, half.pass_rate, half.output) == ("failed", 2 / 3, "hello\n")
     assert half.detail == "f(-1) is 2, not -2"
+
+
+def test_the_limit_of_processor_time_holds_where_the_wall_clock_is_far():
+    with Sandbox(Limits(wall_s=60, cpu_s=1), workers=1) as sandbox:
+        verdict = sandbox.run("def f(x):\n    while True: pass", DOUBLE)
+    assert (verdict.status, verdict.detail) == ("timeout", "more than 1 s of processor time")
+    assert verdict.cpu_s < 2.5
 
 
 def test_cases_after_an_exception_still_count(box):

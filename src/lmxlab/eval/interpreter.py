@@ -235,7 +235,7 @@ class Session:
         code = self.close()["exit"]
         if code == 71 or (code < 0 and self.used["rss_mb"] > 0.9 * self.limits.memory_mb):
             return Stopped("memory", f"more than {self.limits.memory_mb} MB of memory")
-        if code == -signal.SIGXCPU or (code == -signal.SIGKILL and self.used["cpu_s"] >= self.limits.cpu_s):
+        if code == -signal.SIGXCPU or (code == -signal.SIGKILL and self.used["cpu_s"] > 0.9 * self.limits.cpu_s):
             return Stopped("timeout", f"more than {self.limits.cpu_s} s of processor time")
         if code == -signal.SIGALRM:
             return Stopped("timeout", "stopped by its own alarm clock")

@@ -25,11 +25,11 @@ COMMON = "math cmath re random string collections itertools functools operator t
     decimal fractions statistics hashlib dataclasses enum textwrap abc io os sys".split()
 
 
-def limit(which: int, value: int) -> None:
-    """Lowers a limit for good; one that is lower already stays."""
-    _, hard = resource.getrlimit(which)
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(which, (value, value))
+def limit(which: int, value: int, grace: int = 0) -> None:
+    """Lowers a limit for good, the hard one to `grace` above the soft one; one that is lower already stays."""
+    _, present = resource.getrlimit(which)
+    hard = value + grace if present == resource.RLIM_INFINITY else min(value + grace, present)
+    resource.setrlimit(which, (min(value, hard), hard))
 
 
 class Server:
@@ -62,7 +62,8 @@ class Server:
                 os.close(fd)
 
     def child(self, limits: dict[str, Any], fds: list[int]) -> tuple[int, int]:
-        limit(resource.RLIMIT_CPU, int(limits["cpu_s"]))
+        # First SIGXCPU, which says what it is; a second later SIGKILL, which no program can ignore.
+        limit(resource.RLIMIT_CPU, int(limits["cpu_s"]), grace=1)
         limit(resource.RLIMIT_NPROC, 0)
         # Should nobody kill it in time: the default action of SIGALRM does, and nothing inside can change that.
         signal.setitimer(signal.ITIMER_REAL, limits["wall_s"])
