@@ -65,6 +65,15 @@ def test_a_run_with_adapters_can_be_used_resumed_and_carried_away(spec: RunSpec,
     assert resumed.val_loss == pytest.approx(entry.val_loss, abs=1e-6)
 
 
+def test_a_run_goes_on_from_one_with_adapters(spec: RunSpec, tmp_path: Path) -> None:
+    execute(spec, RunFolder(tmp_path / "run"))
+    second = replace(spec, pretrained=str(tmp_path / "run"), lora=LoRAConfig())
+    model = build_model(second)
+    assert mx.array_equal(model(X)[0], load_model(RunFolder(tmp_path / "run"))[1](X)[0])
+    assert "weight" in model.trainable_parameters()["embed"]
+    assert execute(second, RunFolder(tmp_path / "second")).status == "keep"
+
+
 def test_without_adapters_the_whole_pretrained_model_is_trained(spec: RunSpec) -> None:
     whole = replace(spec, lora=LoRAConfig())
     model = build_model(whole)

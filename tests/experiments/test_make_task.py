@@ -9,11 +9,11 @@ import mlx.core as mx
 import pytest
 
 from lmxlab.core.adapters import adapters_of
-from lmxlab.data import CharTokenizer, DataConfig
+from lmxlab.data import CharTokenizer, DataConfig, load_tokenizer
 from lmxlab.errors import UserError
 from lmxlab.experiments.finetune import LoRAConfig
 from lmxlab.experiments.interrupt import Interrupted
-from lmxlab.experiments.loaded import base_tokenizer, build_model
+from lmxlab.experiments.loaded import base_tokenizer, build_model, trained
 from lmxlab.experiments.make_task import make_task
 from lmxlab.experiments.methods import DPO, GRPO, MTP, SFT, Distill, Method
 from lmxlab.experiments.recorder import Observer
@@ -116,6 +116,17 @@ def test_a_method_learns(name: str, folder: Path, tmp_path: Path) -> None:
         execute(spec_of(folder, METHODS[name], steps), RunFolder(tmp_path / str(steps))).train_loss for steps in (1, 40)
     )
     assert longer < short - 0.1
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])
+def test_what_is_written_ends_where_completions_do(name: str, folder: Path, tmp_path: Path) -> None:
+    spec = spec_of(folder, METHODS[name], 1)
+    execute(spec, RunFolder(tmp_path))
+    assert trained(RunFolder(tmp_path)).stop_tokens == [load_tokenizer(folder / "tokenizer.json").bos_id]
+    assert trained(RunFolder(folder / "base")).stop_tokens == []  # a text goes on
+    task = make_task(spec)
+    task.ends = tuple(range(18))  # type: ignore[attr-defined]  # whatever comes first is an end
+    assert task.sample(load_model(RunFolder(tmp_path))[1])["text"] == ""
 
 
 def test_grpo_raises_the_reward_of_a_model_that_half_knows(folder: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def spec(tmp_path: Path) -> RunSpec:
 
 
 def completion(task: RolloutTask, prompt: Prompt, text: str) -> Completion:
-    tokens = mx.array([*task.tokenizer.encode(text), *task._stop[-1:]])
+    tokens = mx.array([*task.tokenizer.encode(text), *task.ends[-1:]])
     return Completion(prompt.tokens, tokens, True, mx.zeros(tokens.shape), prompt.about)
 
 
@@ -61,7 +61,7 @@ def test_an_answer_is_one_line(spec: RunSpec, tmp_path: Path) -> None:
     rows = [{"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(4)]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
     task = RolloutTask(replace(spec, data=replace(spec.data, dataset=str(tmp_path / "q.jsonl"))), GRPO())
-    assert task.tokenizer.encode("\n")[0] in task._stop and task.tokenizer.bos_id in task._stop
+    assert task.tokenizer.encode("\n")[0] in task.ends and task.tokenizer.bos_id in task.ends
     prompt = task._train[0]
     assert task.reward([completion(task, prompt, prompt.about.answer), completion(task, prompt, "99")]) == [1.0, 0.0]
 

@@ -52,6 +52,12 @@ def check_fields(place: str, row: Any, fields: Sequence[str]) -> None:
         raise UserError(f"{place} mixes texts and lists of messages: give all fields in one form.")
 
 
+def ends_of_completion(tokenizer: Tokenizer) -> list[int]:
+    """The token that ends a completion, in a list: the tokenizer's EOS, else its `bos_id`; [] when it has neither."""
+    candidates = (getattr(tokenizer, "eos_token_id", None), getattr(tokenizer, "bos_id", None))
+    return [token for token in candidates if token is not None][:1]
+
+
 def encode_continuations(
     place: str, prompt: Any, completions: Sequence[Any], tokenizer: Tokenizer, end_id: int | None
 ) -> tuple[list[int], list[list[int]]]:
@@ -66,8 +72,7 @@ def encode_continuations(
     """
     bos = getattr(tokenizer, "bos_id", None)
     if isinstance(prompt, str):
-        candidates = (end_id, getattr(tokenizer, "eos_token_id", None), bos)
-        ends = [token for token in candidates if token is not None][:1]
+        ends = ends_of_completion(tokenizer) if end_id is None else [end_id]
         begin = [] if bos is None else [bos]
         return begin + tokenizer.encode(prompt), [[*tokenizer.encode(text), *ends] for text in completions]
     start = _templated(place, prompt, tokenizer, open_turn=True)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lmxlab.data.examples import ends_of_completion
 from lmxlab.data.textfiles import read_text
 from lmxlab.data.tokenizer import check_vocabulary, load_tokenizer
 from lmxlab.errors import UserError
@@ -31,6 +32,8 @@ class ExampleTask(Task):
         self.spec, self.metric = spec, spec.method.metric
         self.tokenizer = load_tokenizer(spec.data.tokenizer)
         check_vocabulary(self.tokenizer, spec.model.vocab_size)
+        self.ends: tuple[int, ...] = tuple(ends_of_completion(self.tokenizer))
+        """Tokens that end what the model writes."""
         self.info: dict[str, Any] = {}
 
     def file(self) -> Path:
@@ -69,7 +72,8 @@ class ExampleTask(Task):
 
     def sample(self, model: LanguageModel) -> dict[str, str]:
         spec, prompt = self.spec, self.prompt[-self.spec.seq_len :]
-        text = sample_text(model, self.tokenizer, prompt, spec.sample_tokens, max(spec.seq_len, 2), spec.seed)
+        context = max(spec.seq_len, 2)
+        text = sample_text(model, self.tokenizer, prompt, spec.sample_tokens, context, spec.seed, self.ends)
         return {"prompt": self.tokenizer.decode(prompt), "text": text}
 
 

@@ -3,10 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 
 from lmxlab.core.config import ModelConfig
+from lmxlab.data.examples import ends_of_completion
 from lmxlab.data.glassllm import load_glassllm
 from lmxlab.data.tokenizer import CorpusTokenizer, Tokenizer, check_vocabulary, load_tokenizer
 from lmxlab.errors import UserError
@@ -52,7 +54,8 @@ def trained(folder: RunFolder) -> Loaded:
     check_vocabulary(tokenizer, spec.model.vocab_size)
     model.eval()
     about = f"{spec.name}, seed {spec.seed}, trained on {spec.data.dataset}"
-    return Loaded(model, tokenizer, spec.seq_len, [], about, folder)
+    ends = [] if spec.method.of_text else ends_of_completion(tokenizer)
+    return Loaded(model, tokenizer, spec.seq_len, ends, about, folder)
 
 
 def run_tokenizer(folder: RunFolder) -> CorpusTokenizer:
@@ -122,7 +125,11 @@ def base_model(source: str) -> LanguageModel:
     folder = _base_folder(source)
     if is_pretrained(str(folder)):
         return load_from_hf(str(folder), dtype=mx.float32)[0]
-    return load_model(RunFolder(folder))[1]
+    spec, model = load_model(RunFolder(folder))
+    if not spec.lora.rank:
+        return model
+    # Adapters leave the weights that they were folded into frozen: what trains is what trains in a new model.
+    return cast(LanguageModel, LanguageModel(spec.model).update(model.parameters()))
 
 
 def build_model(spec: RunSpec) -> LanguageModel:

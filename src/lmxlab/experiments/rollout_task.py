@@ -49,7 +49,7 @@ class RolloutTask(ExampleTask):
             self._train, self._held = (self._checked([self._prompt(q) for q in part]) for part in questions)
             self.reward = self._right
         ends = (getattr(self.tokenizer, "eos_token_id", None), self.tokenizer.bos_id, self._newline)
-        self._stop = tuple(token for token in ends if token is not None)
+        self.ends = tuple(token for token in ends if token is not None)
         self._objective = GRPO(
             method.beta,
             method.epsilon,
@@ -80,7 +80,7 @@ class RolloutTask(ExampleTask):
             group_size=method.group_size,
             max_tokens=method.max_gen_tokens,
             temperature=method.temperature,
-            stop_tokens=self._stop,
+            stop_tokens=self.ends,
             updates=method.updates,
             batch_size=per_batch * method.group_size,
             beta=method.beta,
@@ -102,7 +102,7 @@ class RolloutTask(ExampleTask):
 
         def scored(extent: Extent) -> dict[str, float]:
             prompts = self._held[: limits[extent]]
-            options = {"stop_tokens": self._stop, "batch_size": self.eval_rows}
+            options = {"stop_tokens": self.ends, "batch_size": self.eval_rows}
             reward = mean_reward(model, prompts, self.reward, self._method.max_gen_tokens, **options)  # type: ignore[arg-type]
             return {"val_mean_reward": reward, "scored_prompts": len(prompts)}
 
