@@ -129,6 +129,13 @@ def test_what_is_written_ends_where_completions_do(name: str, folder: Path, tmp_
     assert task.sample(load_model(RunFolder(tmp_path))[1])["text"] == ""
 
 
+def test_the_reference_of_dpo_rounds_as_the_policy_does(folder: Path, tmp_path: Path) -> None:
+    spec = spec_of(folder, METHODS["dpo"], 1, optim={"dtype": "bfloat16"})
+    execute(spec, RunFolder(tmp_path / "run"))
+    first = RunFolder(tmp_path / "run").read_metrics()[0]
+    assert abs(first["chosen_reward"]) < 1e-6 and abs(first["rejected_reward"]) < 1e-6
+
+
 def test_grpo_raises_the_reward_of_a_model_that_half_knows(folder: Path, tmp_path: Path) -> None:
     execute(spec_of(folder, Method(), 12), RunFolder(tmp_path / "young"))
     optim = {"batch_size": 64, "learning_rate": 3e-3}
@@ -138,6 +145,17 @@ def test_grpo_raises_the_reward_of_a_model_that_half_knows(folder: Path, tmp_pat
     rewards = [row["mean_reward"] for row in RunFolder(tmp_path / "run").read_metrics() if "mean_reward" in row]
     assert len(rewards) == 30 and entry.value("val_mean_reward") is not None
     assert sum(rewards[-10:]) > 1.5 * sum(rewards[:10])
+
+
+def test_a_grpo_run_scores_at_the_temperature_that_it_samples_at_and_scales_as_it_is_told(folder: Path) -> None:
+    task: Any = make_task(spec_of(folder, GRPO(max_gen_tokens=2, temperature=0.5, scale_rewards="none")))
+    task.reward = lambda completions: [i % 3 for i in range(len(completions))]
+    model = build_model(task.spec)
+    batch = next(iter(task.batches(model)))
+    loss = task.objective(model)(model, *batch)
+    assert float(loss.metrics["ratio"] / loss.counted) == pytest.approx(1, abs=1e-5)
+    advantages, rewards = batch[2].reshape(-1, 4), batch[3].reshape(-1, 4)
+    assert rewards.any() and mx.allclose(advantages, rewards - rewards.mean(axis=1, keepdims=True))
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])

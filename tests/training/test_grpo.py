@@ -13,7 +13,7 @@ from test_dpo import tiny
 from lmxlab.core.lora import apply_lora
 from lmxlab.errors import UserError
 from lmxlab.training.grpo import GRPO, group_advantages, grpo_loss
-from lmxlab.training.logprobs import token_logprobs, until_stop
+from lmxlab.training.logprobs import reference_logprobs, token_logprobs, until_stop
 
 PROMPTS = mx.array([[3, 4, 5]] * 4)
 COMPLETIONS = mx.concatenate([PROMPTS, mx.array([[6, 7, 8, 9], [1, 2, 3, 4], [9, 9, 9, 2], [4, 2, 0, 0]])], axis=1)
@@ -106,6 +106,33 @@ def test_the_ratio_is_to_the_sampling_policy_and_clipped_where_that_bounds_the_g
         assert float(grpo_loss(*arguments, **options)) == pytest.approx(-reward * bound, rel=1e-5)
     higher = {"sampled": now - 0.5, "advantages": mx.ones((4,)), "epsilon_high": 0.7}
     assert mx.abs(gradient_of(model, lambda: grpo_loss(*arguments, **higher))).max() > 0  # DAPO clips higher
+
+
+def test_what_is_clipped_is_what_the_bounds_of_the_loss_touch() -> None:
+    weights, found = mx.array([[0.5, 1.1, 1.5, 4.0, 7.0]]), []
+    for options in ({}, {"loss_type": "cispo", "epsilon_high": 3.0}):
+        objective = GRPO(beta=0.0, **options)
+        for sign in (1.0, -1.0):
+            rest = mx.ones((1, 5)), mx.array([sign]), mx.zeros(1), mx.zeros((1, 5))
+            gradient = mx.grad(lambda x, o=objective, rest=rest: o.score(x, *rest).total)(mx.log(weights))
+            loss = objective.score(mx.log(weights), *rest)
+            found.append(round(5 * float(loss.metrics["clipped"] / loss.counted)))
+            if options:
+                assert mx.allclose(gradient, -sign * mx.minimum(weights, 3.0))
+            else:
+                assert found[-1] == int((gradient == 0).sum())
+    assert found == [3, 1, 2, 0]
+
+
+def test_the_reference_is_without_dropout_and_the_policy_keeps_its_own() -> None:
+    model = tiny()
+    apply_lora(model, 4, 8.0, ["attention", "ffn"], dropout=0.5)
+    model.update(tree_map(lambda a: a + 0.2, model.trainable_parameters()))
+    model.blocks[0].resid_dropout = nn.Dropout(0.5)
+    model.train()
+    found = [reference_logprobs(model, ref_model, COMPLETIONS) for ref_model in (None, model, None)]
+    assert all(mx.array_equal(found[0], other) for other in found[1:])
+    assert model.training and not mx.array_equal(*(token_logprobs(model, COMPLETIONS) for _ in range(2)))
 
 
 def test_the_penalty_pulls_towards_the_reference() -> None:

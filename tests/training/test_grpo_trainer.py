@@ -70,6 +70,23 @@ def test_training_raises_the_reward_and_tells_callbacks(updates: int) -> None:
     assert max(abs(m["ratio"] - 1) for m in history) > 0.01 or updates == 1
 
 
+def test_another_call_draws_other_completions_and_rewards_are_scaled_as_told() -> None:
+    calls: list[list[list[int]]] = []
+
+    def reward(prompt: mx.array, whole: mx.array) -> float:
+        calls[-1].append(whole.tolist())  # type: ignore[arg-type]  # 1-D
+        return float(len(calls[-1]))
+
+    trainer = GRPOTrainer(tiny(), None, config(beta=0.0, scale_rewards="none"), reward, optim.SGD(learning_rate=0.0))
+    for _ in range(2):
+        calls.append([])
+        trainer.train(PROMPTS, 1)
+    assert len(calls[0]) == len(calls[1]) == 24 and calls[0] != calls[1]
+    assert trainer.rollouts is not None
+    advantages = trainer.rollouts._pending[2].reshape(3, 8)
+    assert mx.allclose(advantages, mx.broadcast_to(mx.arange(8) - 3.5, (3, 8)))
+
+
 def test_a_model_may_be_its_own_reference() -> None:
     model = tiny()
     history = GRPOTrainer(model, model, config(), share_of_nines, optim.SGD(learning_rate=0.5)).train(cycle(PROMPTS), 4)

@@ -53,6 +53,18 @@ def test_the_distance_is_relative_and_counts_what_is_scored() -> None:
     assert float(loss.metrics["kd_loss"]) == pytest.approx(float(base.metrics["kd_loss"]), rel=1e-5)
 
 
+def test_the_distance_is_the_mean_over_the_pairs() -> None:
+    student, teacher, (x, y) = build(SMALL), build(LARGE), batch()
+    objective, found = LayerDistillation(Distillation(teacher)), []
+    model = ProjectedStudent(student, teacher, [(1, 3), (2, 5)])
+    together = objective(model, x, y).metrics["layer_loss"]
+    for pair, projection in zip(model.pairs, model.projections, strict=True):
+        alone = ProjectedStudent(student, teacher, [pair])
+        alone.projections = [projection]
+        found.append(float(objective(alone, x, y).metrics["layer_loss"]))
+    assert float(together) == pytest.approx(np.mean(found), rel=1e-5)
+
+
 def test_the_teacher_gets_no_gradient() -> None:
     teacher, (x, y) = build(LARGE), batch()
     model = ProjectedStudent(build(SMALL), teacher)

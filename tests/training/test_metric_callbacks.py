@@ -1,5 +1,6 @@
 """What the metric callbacks tell is what numpy computes from the model, and looking changes nothing."""
 
+import dataclasses
 import logging
 import math
 from typing import Any
@@ -12,6 +13,8 @@ from mlx.utils import tree_flatten
 from tiny_lm import Cursor, batch, tiny_config, tiny_model
 
 from lmxlab.analysis import ActivationCapture, extract_attention_maps
+from lmxlab.analysis.attention import row_entropy
+from lmxlab.core.config import BlockConfig, ModelConfig
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.families import FAMILIES
 from lmxlab.models.gpt import gpt_config, gpt_tiny
@@ -125,6 +128,17 @@ def test_attention_entropy_is_over_the_heads_of_all_layers() -> None:
     )
     even = np.log(np.arange(1, 7)).mean()
     assert np.mean(heads[0]) < even - 0.05 and np.mean(heads[1]) == pytest.approx(even, abs=1e-2)
+
+
+def test_a_sparse_layer_counts_once_by_the_map_that_is_the_mean_of_its_branches() -> None:
+    block = BlockConfig("sparse_gqa", d_model=32, n_heads=4, n_kv_heads=2, d_ff=32, position="rope", window_size=3)
+    block = dataclasses.replace(block, sparse_compress_ratio=2, sparse_select_k=1)
+    model = LanguageModel(ModelConfig(block, vocab_size=32, n_layers=1))
+    maps = extract_attention_maps(model, TOKENS)
+    heads = row_entropy(maps["layer_0"]).mean(axis=(0, 2))
+    assert len(maps) == 4
+    found = told(AttentionEntropyCallback(model, TOKENS, eval_interval=1), 1)
+    assert found["exp_attn_entropy_mean"] == pytest.approx(float(heads.mean()), rel=1e-5)
 
 
 def test_a_model_without_softmax_attention_has_no_entropy_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:

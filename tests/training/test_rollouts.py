@@ -14,6 +14,7 @@ from test_dpo import tiny
 from tiny_lm import tiny_config
 
 from lmxlab.core.lora import apply_lora
+from lmxlab.core.taps import reading
 from lmxlab.errors import UserError
 from lmxlab.models.base import LanguageModel
 from lmxlab.models.gpt import gpt_config
@@ -143,6 +144,10 @@ def test_in_half_precision_policy_and_reference_are_computed_alike() -> None:
     config = tiny_config(dtype="bfloat16", max_steps=1)
     kls = []
     for dtype in ("bfloat16", "float32"):
+        used = set()
+        with reading(lambda module, place, x, used=used: (used.add(x.dtype), x)[1]):
+            batch = next(rollouts(model, dtype=dtype, beta=0.0))
+        assert used == {getattr(mx, dtype)}  # of sampling
         batch = next(rollouts(model, dtype=dtype))
         kls.append(Trainer(model, config, objective=GRPO()).evaluate([batch])["eval_kl"])
     assert kls[0] < 1e-7 < 1e-6 < kls[1]

@@ -52,6 +52,18 @@ def test_at_a_constant_rate_the_parameters_are_the_mean_of_all_iterates() -> Non
     assert mx.allclose(parameters["w"], mx.stack(iterates).mean(axis=0), atol=1e-6)
 
 
+def test_when_the_rate_falls_iterates_still_weigh_by_the_largest() -> None:
+    rates = mx.array([0.1, 0.4, 0.2, 0.05])
+    optimizer, iterates = ScheduleFreeAdamW(lambda step: rates[step]), []
+    parameters = {"w": mx.zeros((3, 3))}
+    for i in range(4):
+        parameters = optimizer.apply_gradients({"w": mx.random.normal((3, 3), key=mx.random.key(i))}, parameters)
+        iterates.append(optimizer.state["w"]["z"])
+    weights = mx.array([0.1, 0.4, 0.4, 0.4]) ** 2
+    mean = (mx.stack(iterates) * weights[:, None, None]).sum(axis=0) / weights.sum()
+    assert mx.allclose(parameters["w"], mean, atol=1e-6)
+
+
 def test_without_init_the_iterate_starts_at_the_parameters() -> None:
     optimizer = create_optimizer(constant("schedule_free"))
     start = mx.full((2, 2), 7.0)

@@ -67,7 +67,8 @@ class GRPO:
                     is the bound itself
 
     Called with a batch of `Rollouts`; counts completions (grpo, dr_grpo) or their tokens. Metrics: mean_reward,
-    completion_tokens, kl (k3 per token), clipped (the share of tokens whose gradient the clip removes), ratio (mean w).
+    completion_tokens, kl (k3 per token), clipped (the share of tokens whose gradient the clip with epsilon removes; of
+    cispo: whose weight it bounds), ratio (mean w).
 
     Attributes:
         beta: weight of the penalty; 0 leaves it out.
@@ -152,7 +153,7 @@ class GRPO:
             log_ratio = log_ratio.sum(axis=1, keepdims=True) / lengths[:, None]
         weights, a = mx.exp(log_ratio), advantages[:, None]
         losses = self._surrogate(weights, a, logprobs)
-        gone = mx.where(a > 0, weights > 1 + self.high, mx.logical_and(a < 0, weights < 1 - self.epsilon))
+        gone = self._clipped(weights, a)
         tokens = {"clipped": gone.astype(mx.float32), "ratio": weights}
         if self.beta:
             if reference is None:
@@ -172,6 +173,12 @@ class GRPO:
         means = {name: mx.stop_gradient((values * mask).sum() / n_tokens) for name, values in tokens.items()}
         means |= {"mean_reward": rewards.mean(), "completion_tokens": mask.sum() / n}
         return Loss(total, counted, {name: mean * counted for name, mean in means.items()})
+
+    def _clipped(self, weights: mx.array, advantages: mx.array) -> mx.array:
+        if self.loss_type == "cispo":
+            return mx.logical_and(advantages > 0, weights > self.high)
+        below = mx.logical_and(advantages < 0, weights < 1 - self.epsilon)
+        return mx.where(advantages > 0, weights > 1 + self.high, below)
 
     def _surrogate(self, weights: mx.array, advantages: mx.array, logprobs: mx.array) -> mx.array:
         if self.loss_type == "cispo":
