@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from lmxlab.experiments.tracking import ExperimentLog, LogEntry
+
 from .conftest import Cli, only_run
 
 
@@ -22,3 +24,12 @@ def test_the_log_says_what_can_be_asked_of_it(cli: Cli, folder: Path) -> None:
     assert "pydocs" in cli("log", "list").out
     shown = cli("log", "show", only_run(folder).name).out
     assert "curve        val_bpb " in shown and "sample\n" in shown and '"curve"' not in shown
+
+
+def test_the_curve_of_a_method_has_the_name_of_its_score(cli: Cli, folder: Path) -> None:
+    config = {"run": "pref/1", "spec": {"method": {"name": "dpo"}}}
+    (folder / "runs").mkdir()
+    ExperimentLog(folder / "runs" / "results.jsonl").log(
+        LogEntry("pref", config=config, metrics={"curve": [[1e9, 0.75]]})
+    )
+    assert "curve        val_accuracy 0.7500 at" in cli("log", "show", "pref/1").out

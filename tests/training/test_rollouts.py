@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -21,7 +22,7 @@ from lmxlab.models.gpt import gpt_config
 from lmxlab.training import Trainer
 from lmxlab.training.grpo import GRPO, group_advantages
 from lmxlab.training.logprobs import token_logprobs
-from lmxlab.training.rollouts import MOST_IDLE_ROUNDS, Rollouts
+from lmxlab.training.rollouts import MOST_IDLE_ROUNDS, RolloutMonitor, Rollouts
 from lmxlab.training.sampling import Prompt, token_reward
 
 PROMPTS = [mx.array([3, 4, 5]), mx.array([[7, 8]]), mx.array([8, 9, 1, 2])]
@@ -216,3 +217,19 @@ def test_settings_that_cannot_work_are_refused(options: dict[str, Any], message:
 def test_a_prompt_of_another_shape_is_refused(prompt: Any) -> None:
     with pytest.raises(UserError, match=r"give \(L,\) or \(1, L\)"):
         next(rollouts(prompts=[prompt]))
+
+
+def test_rewards_that_never_differ_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    told = {"flat_groups": 1.0}
+    monitor = RolloutMonitor(SimpleNamespace(told=told))  # type: ignore[arg-type]
+    for step in range(19):
+        monitor.on_step_end(step, {})
+    assert not caplog.records
+    monitor.on_step_end(19, {})
+    monitor.on_step_end(20, {})
+    assert len(caplog.records) == 1 and "for 20 steps" in caplog.text
+    told["flat_groups"] = 0.5
+    monitor.on_step_end(21, {})
+    told["flat_groups"] = 1.0
+    monitor.on_step_end(22, {})
+    assert len(caplog.records) == 1

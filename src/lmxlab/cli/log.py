@@ -14,6 +14,7 @@ from tyro.extras import SubcommandApp
 from lmxlab.cli.options import RUNS, Json, option
 from lmxlab.cli.render import MISSING, count, duration, note, number, out, out_json, scaled, table
 from lmxlab.errors import UnknownNameError, UserError
+from lmxlab.experiments.methods import METHODS, Method
 from lmxlab.experiments.tracking import MEASUREMENTS, ExperimentLog, LogEntry
 
 Ledger = Annotated[Path, option("The ledger to read.", "FILE")]
@@ -68,8 +69,8 @@ def show(run: Positional[str], /, *, ledger: Ledger = LEDGER, json: Json = False
     for name, value in entry.metrics.items():
         if name not in ("sample", "curve"):
             out(f"{name:<12} {round(value, 4) if isinstance(value, float) else value}")
-    for flops, val_bpb in entry.metrics.get("curve", []):
-        out(f"{'curve':<12} val_bpb {number(val_bpb)} at {scaled(flops, 'FLOP')}")
+    for flops, score in entry.metrics.get("curve", []):
+        out(f"{'curve':<12} {_metric(entry)} {number(score)} at {scaled(flops, 'FLOP')}")
     if sample := str(entry.metrics.get("sample", "")).strip():
         out("sample")
         for line in sample.splitlines():
@@ -175,6 +176,14 @@ def _row(entry: LogEntry) -> list[str]:
         count(entry.value("tokens")),
         duration(entry.value("train_s")),
     ]
+
+
+def _metric(entry: LogEntry) -> str:
+    """The score that the run is known by, which its curve shows."""
+    spec = entry.config.get("spec", {})
+    method = spec.get("method") if isinstance(spec, dict) else None
+    name = method.get("name", "") if isinstance(method, dict) else ""
+    return METHODS.get(str(name), Method).metric
 
 
 def _dataset(entry: LogEntry) -> str:

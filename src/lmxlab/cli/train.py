@@ -203,7 +203,7 @@ def _report(entry: LogEntry, method: Method, folder: RunFolder, ledger: Experime
         for name, value in scores.items():
             if value is not None:
                 out(f"{name:<12} {number(value)}")
-    out(f"train_loss   {number(entry.train_loss)}" + (" nats per token" if method.of_text else ""))
+    out(f"train_loss   {number(entry.train_loss)}" + ("" if method.name else " nats per token"))
     out(f"parameters   {entry.param_count:,}")
     out(f"tokens       {count(entry.value('tokens'))}")
     out(f"FLOPs        {scaled(entry.total_flops)}")

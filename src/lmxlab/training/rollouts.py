@@ -22,6 +22,7 @@ from lmxlab.training.step import Precision
 
 PAD_MULTIPLE = 32  # lengths that batches are padded to: each new one is compiled again
 MOST_IDLE_ROUNDS = 50  # in a row with nothing to train on, before a run gives up
+FLAT_STEPS = 20  # in a row without a group that has better and worse, before a warning
 
 logger = logging.getLogger(__name__)
 
@@ -214,13 +215,22 @@ class Rollouts:
 
 
 class RolloutMonitor(Callback):
-    """Puts what the last round of rollouts told (`Rollouts.told`) into every step's metrics."""
+    """Puts what the last round told (`Rollouts.told`) into every step's metrics; warns where it taught nothing."""
 
     def __init__(self, rollouts: Rollouts):
         self.rollouts = rollouts
+        self._flat_steps = 0
 
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
         metrics.update(self.rollouts.told)
+        self._flat_steps = self._flat_steps + 1 if self.rollouts.told.get("flat_groups") == 1 else 0
+        if self._flat_steps == FLAT_STEPS:
+            logger.warning(
+                "step %d: for %d steps all completions of a prompt had equal rewards, which teaches nothing: "
+                "look at samples and rewards, or start from a model that is right now and then",
+                step,
+                FLAT_STEPS,
+            )
 
 
 def check_group(group_size: int, temperature: float) -> None:
