@@ -121,6 +121,20 @@ def test_what_is_impossible_weighs_nothing() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["forward", "jsd"])
+def test_a_token_that_a_teacher_rules_out_weighs_nothing(kind: str) -> None:
+    student, teacher = mx.array([[0.3, 1.0, -0.5]]), mx.array([[0.2, -mx.inf, 0.1]])
+    q, p = (np.exp(np.array(z)) / np.exp(np.array(z)).sum() for z in (student, teacher))
+    m, some = (q + p) / 2, p > 0
+    halves = 0.5 * (p[some] * np.log((p / m)[some])).sum() + 0.5 * (q * np.log(q / m)).sum()
+    expected = (p[some] * np.log((p / q)[some])).sum() if kind == "forward" else halves
+    loss, gradient = mx.value_and_grad(lambda z: divergence(z, teacher, kind).sum())(student)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert mx.isfinite(gradient).all()
+    both = divergence(teacher, teacher, kind)
+    assert float(both.sum()) == pytest.approx(0, abs=1e-6)
+
+
 def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(UserError, match="Unknown divergence 'forwards'; did you mean 'forward'"):
         check_divergence("forwards", 1.0, 0.5)

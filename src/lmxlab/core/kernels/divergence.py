@@ -11,6 +11,7 @@ from lmxlab.core.kernels.passes import fence, row_sums, spread, with_vjp
 from lmxlab.core.kernels.switch import is_fast
 
 TINY = 1e-37  # below which a probability is taken for it, so that its logarithm is a number
+LEAST_LOG = -1e30  # of a logit of -inf, whose probability of 0 times its logarithm is then 0
 
 
 def divergence(student: mx.array, teacher: mx.array, kind: str, beta: float) -> mx.array:
@@ -91,7 +92,8 @@ def _rest(weights: mx.array, indices: mx.array) -> mx.array:
 def _softmax(logits: mx.array) -> tuple[mx.array, mx.array]:
     """softmax and log softmax of (N, V)."""
     weights, total, top = exponentials(logits)
-    return fence(weights * spread(1 / total, weights)), fence(logits - spread(top + mx.log(total), logits))
+    logs = mx.maximum(logits - spread(top + mx.log(total), logits), LEAST_LOG)
+    return fence(weights * spread(1 / total, weights)), fence(logs)
 
 
 def _sum(x: mx.array) -> mx.array:
