@@ -51,7 +51,7 @@ def export(
     model_type = export_model(
         model,
         folder,
-        tokens={"bos_token_id": own.bos_id, "eos_token_id": own.bos_id},
+        tokens={"bos_token_id": own.bos_id, "eos_token_id": getattr(own, "eos_token_id", None) or own.bos_id},
         files=files,
         shard_bytes=int(shard_gb * 1e9),
         overwrite=overwrite,
