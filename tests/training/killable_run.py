@@ -55,7 +55,7 @@ def kill_at(point: str, trainer: Trainer) -> None:
 
         setattr(module, name, killing)
 
-    targets = {"arrays": (checkpoints, "_save_arrays"), "metadata": (checkpoints, "_fingerprint")}
+    targets = {"arrays": (checkpoints, "write_arrays"), "metadata": (checkpoints, "_fingerprint")}
     wrap(*targets.get(point, (lmxlab.files.os, "rename")))
 
 
