@@ -33,7 +33,7 @@ QWEN3_NEXT = QWEN35 | {
 }
 # What is found is brought to unit size, however small, and rounding with it: the reference's own float32 is up to
 # 1.4e-5 from its float64 here.
-SLACK = 3
+SLACK = 5
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen35": ("qwen3_5_text", QWEN35),
     "qwen35, attention bias, half rotated, wide convolution, tied": (

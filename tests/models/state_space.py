@@ -63,7 +63,7 @@ FACTORS = {
 }
 # The reference adds a recurrence up token by token; what either sum is off by, the norms behind it enlarge: its own
 # float32 is up to 3.8e-5 from its float64 here.
-SLACK = 4
+SLACK = 6
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("mamba", MAMBA),
     "mamba, biases, own rank, untied": (
